@@ -1,0 +1,85 @@
+# KamaCache: every command of the project. `make help` lists them.
+# Needs python 3.11 or newer, make, git and a C compiler; the rest goes into .venv.
+
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PYVER := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+# The stamps carry the version, so that PYTHON=python3.12 remakes a 3.11 environment.
+RUNTIME := $(VENV)/.runtime-$(PYVER)
+DEV := $(VENV)/.dev-$(PYVER)
+BENCH := $(VENV)/.bench-$(PYVER)
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help venv run test check format bench bench-quick soak soak-quick proto proto-check clean
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+$(RUNTIME): pyproject.toml
+	@test -n "$(PYVER)" || { echo "python 3.11 or newer not found; try make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is $(PYVER); KamaCache needs 3.11 or newer" >&2; exit 1; }
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -e .
+	@touch $@
+
+$(DEV): $(RUNTIME)
+	$(PIP) install -e '.[dev]'
+	@touch $@
+
+$(BENCH): $(RUNTIME)
+	$(PIP) install -e '.[bench]'
+	@touch $@
+
+venv: $(DEV) ## make .venv with the runtime and the tools
+
+run: $(RUNTIME) ## start a node of 8 workers with the demo app (Ctrl-C ends it)
+	$(BIN)/python scripts/run_demo.py $(ARGS)
+
+test: $(DEV) ## run the tests (ARGS='-k name')
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(DEV) ## ruff, mypy --strict, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(DEV) ## let ruff format and mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(BENCH) ## all benchmarks against their targets (needs redis-server and memcached)
+	$(BIN)/python scripts/bench/run_all.py $(ARGS)
+
+bench-quick: $(BENCH) ## the same, a minute in all: shows that they run
+	$(BIN)/python scripts/bench/run_all.py --quick $(ARGS)
+
+soak: $(DEV) ## stress tests at full length, and the soak tests
+	KAMACACHE_STRESS=full $(BIN)/python -m pytest -m 'stress or soak' --timeout=7200 $(ARGS)
+
+soak-quick: $(DEV) ## stress tests at CI length
+	$(BIN)/python -m pytest -m stress $(ARGS)
+
+PROTOS = $(wildcard proto/kamacache/v1/*.proto)
+PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto $(PROTOS)
+
+proto: $(DEV) ## make the gRPC stubs anew
+	@mkdir -p kamacache/v1
+	$(PROTOC) --python_out=. --pyi_out=. --grpc_python_out=.
+
+proto-check: $(DEV) ## fail when the stubs are not what proto/ makes
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && \
+		$(PROTOC) --python_out="$$fresh" --pyi_out="$$fresh" --grpc_python_out="$$fresh" && \
+		diff -r -x __pycache__ -x __init__.py -x py.typed "$$fresh/kamacache/v1" kamacache/v1 && \
+		echo "the stubs are fresh" || { echo "the stubs are stale: run make proto" >&2; exit 1; }
+
+clean: ## remove .venv, caches and the demo's data
+	rm -rf $(VENV) build dist .demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
