@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kamacache.local.attach import attach, detach
     from kamacache.node.embedded import Node
 
-__version__: Final = "0.1.0"
+__version__ = "0.1.0"
 
 __all__ = [
     "ConfigError",
