@@ -1,0 +1,1 @@
+"""What both ends of a worker's Unix socket share: frames and messages."""
