@@ -1,0 +1,63 @@
+"""Every bound of the system in one place: sizes, counts, waits and retries.
+
+*Process*: all. Units are the last word of each name.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Keys and values.
+KEY_BYTES_MAX: Final = 1024
+VALUE_BYTES_CEILING: Final = (1 << 24) - 1  # 24 bits of a record's header; geometry sets less
+TTL_MS_MAX: Final = 10 * 365 * 86_400_000
+
+# Frames over Unix sockets.
+FRAME_BYTES_MAX: Final = 32 << 20
+BATCH_KEYS_MAX: Final = 4_096  # keys in one frame; clients split larger batches
+BATCH_BYTES_SOFT: Final = 8 << 20  # a batch frame is cut when its payload passes this
+
+# Connections of one process to one worker, and of one worker.
+LINKS_PER_WORKER_MAX: Final = 64
+CONNECTIONS_MAX: Final = 4_096
+REQUESTS_PER_CONNECTION_MAX: Final = 1_024
+WRITE_BUFFER_BYTES_MAX: Final = 8 << 20  # replies a client has not read: no more requests then
+UNREAD_BYTES_MAX: Final = 64 << 20  # replies a client has not read: the connection ends
+PARTIAL_BYTES_MAX: Final = 256 << 20  # of half frames, over all connections of a worker
+
+# Waits, in seconds unless the name says otherwise.
+CONNECT_TIMEOUT_S: Final = 1.0
+LINK_RESTART_WAIT_S: Final = 1.5  # a worker that died is back within 1 s
+LINK_RETRY_FIRST_S: Final = 0.002
+LINK_RETRY_MAX_S: Final = 0.05
+REPLY_GRACE_S: Final = 0.1  # the worker tells who is late; the link gives up this much later
+FRAME_STALL_S: Final = 10.0  # for a half frame to become whole
+UNREAD_STALL_S: Final = 10.0  # for a client to read on once it is paused
+LOG_EVERY_S: Final = 10.0  # for one kind of repeated failure
+LOAD_TIMEOUT_S: Final = 30.0  # default of a group's load_timeout
+CALL_TIMEOUT_MAX_S: Final = 3_600.0
+NEAR_VALID_MS_MAX: Final = 5_000
+SERVE_UNTIL_AHEAD_MS: Final = 2_000
+SERVE_UNTIL_EVERY_S: Final = 0.5
+COUNTER_FLUSH_S: Final = 1.0
+REATTACH_EVERY_S: Final = 0.5  # how often a process without a node looks for one
+DRAIN_TIMEOUT_S: Final = 10.0
+BOOT_TIMEOUT_S: Final = 60.0
+RESTART_BACKOFF_FIRST_S: Final = 0.1
+RESTART_BACKOFF_MAX_S: Final = 10.0
+BOOT_FAILURES_MAX: Final = 3  # deaths before ready, in a row, that end the node with exit code 3
+
+# Getters.
+LOAD_DEPTH_MAX: Final = 4
+LOAD_THREADS: Final = 16  # default of a group's load_threads; each depth has its own budget
+LOAD_THREADS_MAX: Final = 256
+LOADS_QUEUED_MAX: Final = 4_096
+HUNG_THREADS_MAX: Final = 32  # getter threads given up in one worker before it is recycled
+LOAD_THREAD_IDLE_S: Final = 30.0  # after which an idle getter thread of a single instance ends
+LOADS_ABANDONED_MAX: Final = 3  # loads lost with their event loop before an asker gives up
+
+# Processes.
+WORKERS_MAX: Final = 256
+FRONTS_MAX: Final = 64
+GROUPS_MAX: Final = 256
+COUNTER_SLOTS: Final = 1_024  # attached processes of one node whose hits are counted
