@@ -1,0 +1,193 @@
+"""The bytes of a shard: file layout, bit fields, and the geometry that follows from a size.
+
+*Process*: all that map a shard. *Owns*: nothing; this is the format, and `FORMAT` its version.
+
+Two files a shard. **Data**, written by its worker alone, mapped read-only by everyone else::
+
+    +--------+-----------------------+------------------+---------------------------------+
+    | header | index: 8 B a slot     | segment table    | log: segments of equal size     |
+    | 512 B  | buckets of 8 slots    | 32 B a segment   | records, append-only            |
+    +--------+-----------------------+------------------+---------------------------------+
+
+**Access bytes**, one a slot, stored into by readers too; nothing but eviction depends on them.
+
+An index word; 0 is an empty slot, and no entry's word is 0 since generations begin at 1::
+
+    63       48 47            33 32                               0
+    +----------+----------------+----------------------------------+
+    | tag (16) | generation(15) | record's place in the data file, |
+    | of hash  | of the segment | in units of 8 bytes (33)         |
+    +----------+----------------+----------------------------------+
+
+A record: three words, then key and value, the whole padded to 8 bytes::
+
+    word 0   value length (24) | checksum (24) | flags (5) | key length (11)
+    word 1   expiry, CLOCK_BOOTTIME ms, 0 = never (40) | low bits of the slot (24)
+    word 2   version (56) | high bits of the slot (8)
+
+The record names its slot so that eviction needs no hash and no probe; a key keeps its slot for
+as long as it is in the shard. With no flag set, word 0's low 16 bits are the key's length: the
+readers' one comparison for the plain case.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from kamacache.errors import ConfigError
+from kamacache.limits import VALUE_BYTES_CEILING
+
+FORMAT: Final = 1
+# Word 0 of the file. An empty index word names place 0 and may match a tag of 0: the low bits are
+# those of no key length, so a reader that follows it finds no record there.
+MAGIC: Final = int.from_bytes(b"\xff\xffKSHARD", "little")
+
+# Header words.
+H_MAGIC: Final = 0
+H_FORMAT: Final = 1
+H_IDENTITY: Final = 2  # hash of group, boot, geometry, seed, policy: see `Geometry.identity`
+H_VERSION: Final = 3  # high-water mark of the hybrid logical clock
+H_ORDER: Final = 4  # order number of the newest segment
+H_HEARTBEAT: Final = 5  # CLOCK_BOOTTIME ms of the writer's last maintenance
+H_COUNTERS: Final = 16  # first of the counters below
+COUNTERS: Final = (
+    "items",
+    "live_bytes",
+    "puts",
+    "deletes",
+    "evictions",
+    "expired",
+    "segments_freed",
+    "records_moved",
+    "index_evictions",
+    "ghost_hits",
+)
+HEADER_WORDS: Final = 64
+
+# Index words.
+TAG_SHIFT: Final = 48
+GENERATION_SHIFT: Final = 33
+GENERATION_MAX: Final = (1 << 15) - 1
+PLACE_MASK: Final = (1 << 33) - 1
+BUCKET_SLOTS: Final = 8
+
+# Records.
+RECORD_HEADER: Final = struct.Struct("<QQQ")
+RECORD_HEADER_BYTES: Final = 24
+FLAG_EXPIRES: Final = 1 << 11
+FLAG_NEGATIVE: Final = 1 << 12
+KEY_LENGTH_MASK: Final = (1 << 11) - 1
+PLAIN_MASK: Final = 0xFFFF  # key length and flags together
+CHECKSUM_SHIFT: Final = 16
+CHECKSUM_MASK: Final = 0xFFFFFF
+VALUE_LENGTH_SHIFT: Final = 40
+EXPIRY_SHIFT: Final = 24
+EXPIRY_MS_MAX: Final = (1 << 40) - 1
+SLOT_LOW_MASK: Final = 0xFFFFFF
+SLOT_HIGH_MASK: Final = 0xFF
+
+# Segment table: four words a segment.
+SEGMENT_WORDS: Final = 4
+S_STATE: Final = 0  # generation (16) | class (8) | state (8)
+S_ORDER: Final = 1
+S_FILL: Final = 2  # bytes used (32) | bytes of live records (32)
+S_EXPIRY: Final = 3  # latest expiry in ms; NEVER when any record has none
+NEVER: Final = (1 << 64) - 1
+STATE_FREE: Final = 0
+STATE_OPEN: Final = 1
+STATE_CLOSED: Final = 2
+
+SEGMENTS_MIN: Final = 64
+SEGMENT_BYTES_MIN: Final = 4096
+SEGMENT_BYTES_GROW: Final = 1 << 20  # larger shards get more segments, not larger ones ...
+SEGMENTS_MAX: Final = 16_384  # ... up to this many
+# Two choices of 8-slot buckets fail 0.02 % of inserts at load 0.8 (DESIGN.md section 4); 0.75
+# leaves room for items a little smaller than their mean.
+INDEX_LOAD: Final = 0.75
+LOG_LIVE_SHARE: Final = 0.97  # of the log; the rest is the open segment's tail and the reserve
+PADDING_BYTES_MEAN: Final = 3.5
+
+
+def padded(count: int) -> int:
+    """Round a byte count up to the 8-byte unit of places in the log."""
+    return (count + 7) & ~7
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Sizes of one shard's two files; equal inputs give equal geometry in every process."""
+
+    slots: int
+    segments: int
+    segment_bytes: int
+    data_bytes: int
+    access_bytes: int
+
+    @property
+    def table_word(self) -> int:
+        """Word of the data file at which the segment table begins."""
+        return HEADER_WORDS + self.slots
+
+    @property
+    def log_offset(self) -> int:
+        """Byte of the data file at which the log begins."""
+        return (self.table_word + self.segments * SEGMENT_WORDS) * 8
+
+    @property
+    def log_bytes(self) -> int:
+        """Bytes of all segments together."""
+        return self.segments * self.segment_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of both files."""
+        return self.data_bytes + self.access_bytes
+
+    def value_bytes_max(self, key_bytes: int) -> int:
+        """Return the largest value that a key of this length can have."""
+        room = self.segment_bytes - RECORD_HEADER_BYTES - key_bytes
+        return min(room, VALUE_BYTES_CEILING)
+
+
+def _segments_for(log_bytes: int) -> int:
+    wanted = log_bytes // SEGMENT_BYTES_GROW
+    return min(max(wanted, SEGMENTS_MIN), SEGMENTS_MAX)
+
+
+def geometry(cache_bytes: int, item_bytes_mean: int) -> Geometry:
+    """Return the geometry of one shard of ``cache_bytes``, both files counted.
+
+    Below the least size (64 segments of 4 KiB and their index) it is the least size; otherwise
+    the two files together are exactly ``cache_bytes``, rounded down to whole words.
+    """
+    if item_bytes_mean < 1:
+        raise ConfigError(
+            f"item_bytes_mean is {item_bytes_mean}; it must be at least 1",
+            setting="item_bytes_mean",
+        )
+    record_bytes = (RECORD_HEADER_BYTES + PADDING_BYTES_MEAN + item_bytes_mean) / LOG_LIVE_SHARE
+    index_bytes = 9 / INDEX_LOAD
+
+    def slots_for(items: float) -> int:
+        return max(int(items / INDEX_LOAD) // BUCKET_SLOTS, 2) * BUCKET_SLOTS
+
+    least_log = SEGMENTS_MIN * SEGMENT_BYTES_MIN
+    least_slots = slots_for(least_log / record_bytes)
+    least = HEADER_WORDS * 8 + least_slots * 9 + SEGMENTS_MIN * SEGMENT_WORDS * 8 + least_log
+    total = max(cache_bytes & ~7, padded(least))
+    segments = _segments_for(total - total // 8)
+    fixed = HEADER_WORDS * 8 + segments * SEGMENT_WORDS * 8
+    slots = slots_for((total - fixed) / (record_bytes + index_bytes))
+    segment_bytes = (total - fixed - slots * 9) // segments & ~7
+    if segment_bytes < SEGMENT_BYTES_MIN:  # rounding at the least size
+        segment_bytes = SEGMENT_BYTES_MIN
+        total = fixed + slots * 9 + segments * segment_bytes
+    return Geometry(
+        slots=slots,
+        segments=segments,
+        segment_bytes=segment_bytes,
+        data_bytes=total - slots,
+        access_bytes=slots,
+    )

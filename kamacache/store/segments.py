@@ -1,0 +1,266 @@
+"""The segmented log: append-only segments, their table in the shard, free and closed lists.
+
+*Process*: the shard's worker. *Owns*: segment table and log. *Invariants*: a segment's `used`
+covers whole records only, since it is stored after a record's bytes and before the record's index
+word; a segment is reused only after every index word into it is zeroed and its generation raised,
+in that order, so an index word that still stands always means its record.
+
+What a restarted writer must know is in the table (`adopt`); the open segment of a dead writer is
+closed as it stands. Byte counts of a crashed writer may be off by one record, never the index.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+
+from kamacache.store.arena import Arena
+from kamacache.store.layout import (
+    GENERATION_MAX,
+    GENERATION_SHIFT,
+    H_ORDER,
+    NEVER,
+    S_EXPIRY,
+    S_FILL,
+    S_ORDER,
+    S_STATE,
+    SEGMENT_WORDS,
+    STATE_CLOSED,
+    STATE_FREE,
+    STATE_OPEN,
+)
+
+FILL_LIVE_MASK = 0xFFFFFFFF
+# A record that does not fit the open segment opens another one; the room left behind takes
+# smaller records as long as it is at least this share of a segment.
+_TAIL_WORTH = 64
+
+
+class OpenSegment:
+    """Where the next record of one class goes."""
+
+    __slots__ = ("end", "expiry", "position", "segment", "stamp", "table")
+
+    def __init__(self, segment: int, table: int, position: int, end: int, generation: int) -> None:
+        self.segment = segment
+        self.table = table  # word of its row in the segment table
+        self.position = position  # byte of the data file
+        self.end = end
+        self.stamp = generation << GENERATION_SHIFT
+        self.expiry = 0
+
+
+class SegmentLog:
+    """Segments by state and class; appending, closing, freeing."""
+
+    __slots__ = (
+        "_arena",
+        "_data",
+        "_expiring",
+        "_log_offset",
+        "_open",
+        "_segment_bytes",
+        "_table",
+        "_tails",
+        "_words",
+        "closed",
+        "free",
+        "live_bytes",
+    )
+
+    def __init__(self, arena: Arena, classes: int) -> None:
+        sizes = arena.geometry
+        self._arena = arena
+        self._data = arena.data
+        self._words = arena.words
+        self._table = sizes.table_word
+        self._log_offset = sizes.log_offset
+        self._segment_bytes = sizes.segment_bytes
+        self._open: list[OpenSegment | None] = [None] * classes
+        self._tails: list[OpenSegment | None] = [None] * classes
+        self.free: deque[int] = deque()
+        self.closed: list[deque[int]] = [deque() for _ in range(classes)]
+        self.live_bytes = 0
+        self._expiring: list[tuple[int, int, int]] = []  # (latest expiry, segment, generation)
+        self._adopt(classes)
+
+    def _adopt(self, classes: int) -> None:
+        """Take over what the table says; it is all zero in a new file."""
+        words = self._words
+        closed: list[tuple[int, int, int]] = []
+        for segment in range(self._arena.geometry.segments):
+            row = self._table + segment * SEGMENT_WORDS
+            state = words[row + S_STATE]
+            if state & 0xFF == STATE_FREE:
+                self.free.append(segment)
+                continue
+            segment_class = min(state >> 8 & 0xFF, classes - 1)
+            if state & 0xFF == STATE_OPEN:  # its writer died: abandoned as it stands
+                words[row + S_STATE] = state & ~0xFF | STATE_CLOSED
+            closed.append((words[row + S_ORDER], segment, segment_class))
+            self.live_bytes += words[row + S_FILL] & FILL_LIVE_MASK
+            self._note_expiry(segment, words[row + S_EXPIRY])
+        for _, segment, segment_class in sorted(closed):
+            self.closed[segment_class].append(segment)
+
+    # -- writing ---------------------------------------------------------------------------
+
+    def fits(self, segment_class: int, size: int) -> bool:
+        """Tell whether a record of this padded size can be appended without a new segment."""
+        current = self._open[segment_class]
+        if current is not None and current.position + size <= current.end:
+            return True
+        tail = self._tails[segment_class]
+        return tail is not None and tail.position + size <= tail.end
+
+    def append(self, segment_class: int, record: bytes, size: int, expiry_ms: int) -> int:
+        """Write a record and return its index word without the tag; nobody sees it yet.
+
+        ``size`` is the padded size. Takes a free segment when none open has room: the caller
+        keeps one (IndexError otherwise, a defect).
+        """
+        current = self._open[segment_class]
+        if current is None or current.position + size > current.end:
+            current = self._with_room(segment_class, size)
+        position = current.position
+        words = self._words
+        # Readers may copy these bytes meanwhile only through words of an older generation, which
+        # were zeroed before this segment was freed: their re-check of the word fails.
+        self._data[position : position + len(record)] = record
+        current.position = position + size
+        row = current.table
+        if expiry_ms != current.expiry and current.expiry != NEVER:
+            latest = max(expiry_ms, current.expiry) if expiry_ms else NEVER
+            words[row + S_EXPIRY] = current.expiry = latest
+        words[row + S_FILL] += size << 32 | size
+        self.live_bytes += size
+        return current.stamp | position >> 3
+
+    def kill(self, place: int, size: int) -> None:
+        """Count a record as dead; its index word no longer points at it."""
+        segment = ((place << 3) - self._log_offset) // self._segment_bytes
+        fill = self._table + segment * SEGMENT_WORDS + S_FILL
+        word = self._words[fill]
+        if word & FILL_LIVE_MASK >= size:  # else a crashed writer left the count low
+            self._words[fill] = word - size
+            self.live_bytes -= size
+
+    def _with_room(self, segment_class: int, size: int) -> OpenSegment:
+        tail = self._tails[segment_class]
+        if tail is not None and tail.position + size <= tail.end:
+            return tail
+        current = self._open[segment_class]
+        if current is not None:
+            self._retire(segment_class, current)
+        segment = self.free.popleft()
+        words = self._words
+        row = self._table + segment * SEGMENT_WORDS
+        generation = words[row + S_STATE] >> 16 or 1
+        start = self._log_offset + segment * self._segment_bytes
+        words[row + S_FILL] = 0
+        words[row + S_EXPIRY] = 0
+        words[H_ORDER] = order = words[H_ORDER] + 1
+        words[row + S_ORDER] = order
+        words[row + S_STATE] = generation << 16 | segment_class << 8 | STATE_OPEN
+        self._open[segment_class] = opened = OpenSegment(
+            segment, row, start, start + self._segment_bytes, generation
+        )
+        return opened
+
+    def _retire(self, segment_class: int, current: OpenSegment) -> None:
+        """Close the open segment, or keep it as the tail if it has more room than the last one.
+
+        A tail stays open, and so is never a victim, until it is replaced or full.
+        """
+        tail = self._tails[segment_class]
+        room = current.end - current.position
+        if room * _TAIL_WORTH >= self._segment_bytes and (
+            tail is None or room > tail.end - tail.position
+        ):
+            self._tails[segment_class] = current
+            current = tail  # type: ignore[assignment]
+        if current is not None:
+            self._close(segment_class, current)
+
+    def _close(self, segment_class: int, current: OpenSegment) -> None:
+        words = self._words
+        state = words[current.table + S_STATE]
+        words[current.table + S_STATE] = state & ~0xFF | STATE_CLOSED
+        self._note_expiry(current.segment, words[current.table + S_EXPIRY])
+        order = words[current.table + S_ORDER]
+        closed = self.closed[segment_class]
+        if closed and words[self._table + closed[-1] * SEGMENT_WORDS + S_ORDER] > order:
+            at = next(
+                i
+                for i, other in enumerate(closed)
+                if words[self._table + other * SEGMENT_WORDS + S_ORDER] > order
+            )
+            closed.insert(at, current.segment)
+        else:
+            closed.append(current.segment)
+
+    # -- taking back -----------------------------------------------------------------------
+
+    def span(self, segment: int) -> tuple[int, int, int]:
+        """Return first byte, end of the used bytes, and the generation's part of index words."""
+        row = self._table + segment * SEGMENT_WORDS
+        start = self._log_offset + segment * self._segment_bytes
+        used = self._words[row + S_FILL] >> 32
+        stamp = (self._words[row + S_STATE] >> 16) << GENERATION_SHIFT
+        return start, start + min(used, self._segment_bytes), stamp
+
+    def class_of(self, segment: int) -> int:
+        """Return the class of a segment in use."""
+        return self._words[self._table + segment * SEGMENT_WORDS + S_STATE] >> 8 & 0xFF
+
+    def class_at(self, place: int) -> int:
+        """Return the class of the segment that holds a place."""
+        return self.class_of(((place << 3) - self._log_offset) // self._segment_bytes)
+
+    def live_of(self, segment: int) -> int:
+        """Return the bytes of live records in a segment."""
+        return self._words[self._table + segment * SEGMENT_WORDS + S_FILL] & FILL_LIVE_MASK
+
+    def emptiest(self) -> int | None:
+        """Return the closed segment with the fewest live bytes, or None."""
+        return min(
+            (segment for closed in self.closed for segment in closed),
+            key=self.live_of,
+            default=None,
+        )
+
+    def segments_of(self, segment_class: int) -> int:
+        """Return how many segments a class holds, its open ones counted."""
+        opened = self._open[segment_class] is not None
+        tail = self._tails[segment_class] is not None
+        return len(self.closed[segment_class]) + opened + tail
+
+    def release(self, segment: int) -> None:
+        """Free a closed segment. Every index word into it has been zeroed by now."""
+        words = self._words
+        row = self._table + segment * SEGMENT_WORDS
+        state = words[row + S_STATE]
+        self.live_bytes -= words[row + S_FILL] & FILL_LIVE_MASK
+        self.closed[min(state >> 8 & 0xFF, len(self.closed) - 1)].remove(segment)
+        generation = (state >> 16) % GENERATION_MAX + 1
+        words[row + S_FILL] = 0
+        # The generation rises only now, after the words: a crash before this line leaves a
+        # closed segment without live records, which is freed again later.
+        words[row + S_STATE] = generation << 16 | STATE_FREE
+        self.free.append(segment)
+
+    def _note_expiry(self, segment: int, latest_ms: int) -> None:
+        if 0 < latest_ms < NEVER:
+            row = self._table + segment * SEGMENT_WORDS
+            generation = self._words[row + S_STATE] >> 16
+            heapq.heappush(self._expiring, (latest_ms, segment, generation))
+
+    def expired(self, now_ms: int) -> int | None:
+        """Return a closed segment whose latest expiry has passed, or None; each one once."""
+        heap = self._expiring
+        while heap and heap[0][0] <= now_ms:
+            _, segment, generation = heapq.heappop(heap)
+            state = self._words[self._table + segment * SEGMENT_WORDS + S_STATE]
+            if state >> 16 == generation and state & 0xFF == STATE_CLOSED:
+                return segment
+        return None

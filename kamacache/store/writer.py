@@ -1,0 +1,391 @@
+"""The one writer of a shard: put, get, delete, taking segments back.
+
+*Process*: the shard's worker, on one thread. *Owns*: data file; its access bytes with the readers.
+*Order of writes that readers and a crash rely on*: (1) record bytes, (2) the segment's `used`,
+(3) the index word. A crash before (3) leaves a record nobody names. A replaced or deleted key is
+gone with one aligned store, and never comes back, since nothing is rebuilt from the log.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from xxhash import xxh3_64_intdigest
+
+from kamacache.clock import HybridClock, boottime_ms
+from kamacache.errors import ValueTooLargeError
+from kamacache.hashing import second_slot
+from kamacache.store.arena import Arena
+from kamacache.store.eviction import S3FifoPolicy, Verdict, make_policy, touch_of
+from kamacache.store.layout import (
+    BUCKET_SLOTS,
+    CHECKSUM_MASK,
+    CHECKSUM_SHIFT,
+    COUNTERS,
+    EXPIRY_MS_MAX,
+    EXPIRY_SHIFT,
+    FLAG_EXPIRES,
+    FLAG_NEGATIVE,
+    H_COUNTERS,
+    H_HEARTBEAT,
+    H_VERSION,
+    KEY_LENGTH_MASK,
+    PLACE_MASK,
+    RECORD_HEADER,
+    RECORD_HEADER_BYTES,
+    SLOT_HIGH_MASK,
+    SLOT_LOW_MASK,
+    TAG_SHIFT,
+    VALUE_LENGTH_SHIFT,
+)
+from kamacache.store.reader import Answer, elsewhere, make_lookup
+from kamacache.store.segments import SegmentLog
+
+log = logging.getLogger("kamacache.store")
+
+# Free segments kept in hand: one for the records that move on while a victim is taken back.
+_RESERVE_SEGMENTS: Final = 1
+# Below this share of live bytes the log has holes enough: move records together, evict nothing.
+_COMPACT_BELOW: Final = 0.85
+# Victims whose records nearly all moved on, before the next one is dropped whole.
+_VICTIMS_MAX: Final = 16
+_MAINTAIN_SEGMENTS_MAX: Final = 64
+_WORD_MASK: Final = (1 << TAG_SHIFT) - 1
+
+
+class ShardWriter:
+    """Writes one shard. Not safe for threads: its owner calls it from one, or holds a lock."""
+
+    def __init__(
+        self,
+        arena: Arena,
+        *,
+        group: str,
+        eviction: str,
+        hash_seed: int,
+        clock_ms: Callable[[], int] = boottime_ms,
+    ) -> None:
+        self.arena = arena
+        self.group = group
+        self._seed = hash_seed
+        self._clock_ms = clock_ms
+        self._data = arena.data
+        self._words = arena.words
+        self._index = arena.index
+        self._access = arena.access
+        self._slots = arena.geometry.slots
+        self._log = SegmentLog(arena, 2 if eviction == "s3fifo" else 1)
+        self._policy = make_policy(eviction, arena, self._log)
+        self._versions = HybridClock(self._words[H_VERSION])
+        self._lookup = make_lookup(
+            (arena,),
+            hash_seed=hash_seed,
+            touch=touch_of(eviction),
+            clock_s=lambda: clock_ms() / 1000,
+        )
+        self._compact_below = int(arena.geometry.log_bytes * _COMPACT_BELOW)
+        self.items = self._slots - bytes(self._access).count(0)
+        self._counts = dict.fromkeys(COUNTERS, 0)
+
+    # -- one key ---------------------------------------------------------------------------
+
+    def get(self, key: bytes) -> Answer:
+        """Return the value, `NEGATIVE`, or None; here, and only here, None means it is absent."""
+        return self._lookup.get(key)
+
+    def put(
+        self,
+        key: bytes,
+        value: bytes,
+        expiry_ms: int = 0,
+        *,
+        negative: bool = False,
+        version: int | None = None,
+    ) -> bool:
+        """Store a value, replacing the key's entry in one step; return whether it was stored.
+
+        ``expiry_ms`` is absolute, on CLOCK_BOOTTIME; 0 is never. Not stored, with False: a
+        ``version`` not above the entry's own, or an expiry that has passed (which removes the
+        entry). Raises `ValueTooLargeError`; the old entry then stands.
+        """
+        key_bytes = len(key)
+        length = RECORD_HEADER_BYTES + key_bytes + len(value)
+        size = (length + 7) & ~7
+        digest = xxh3_64_intdigest(key, self._seed)
+        if size > self.arena.geometry.segment_bytes:
+            self.check_size(key, value)
+        policy = self._policy
+        slot, old_word = self._slot_of(key, digest)
+        if old_word:
+            segment_class = self._log.class_at(old_word & PLACE_MASK)
+        else:
+            segment_class = policy.admit(digest)
+        if not self._log.fits(segment_class, size) and len(self._log.free) <= _RESERVE_SEGMENTS:
+            self._take_back()
+            slot, old_word = self._slot_of(key, digest)  # the entry may have moved or gone
+        words = self._words
+        old_size = 0
+        if old_word:
+            place = old_word & PLACE_MASK
+            head = words[place]
+            if version is not None and words[place + 2] >> 8 >= version:
+                return False
+            old_size = (
+                RECORD_HEADER_BYTES + (head & KEY_LENGTH_MASK) + (head >> VALUE_LENGTH_SHIFT) + 7
+            ) & ~7
+        if expiry_ms and (expiry_ms > EXPIRY_MS_MAX or expiry_ms <= self._clock_ms()):
+            if expiry_ms > EXPIRY_MS_MAX:
+                expiry_ms = EXPIRY_MS_MAX
+            else:
+                if old_word:
+                    self._drop(slot, old_word & PLACE_MASK, old_size)
+                return False
+        if version is None:
+            version = self._versions.next()
+        else:
+            self._versions.observe(version)
+        flags = (FLAG_EXPIRES if expiry_ms else 0) | (FLAG_NEGATIVE if negative else 0)
+        body = key + value
+        record = (
+            RECORD_HEADER.pack(
+                len(value) << VALUE_LENGTH_SHIFT
+                | (xxh3_64_intdigest(body, version) & CHECKSUM_MASK) << CHECKSUM_SHIFT
+                | flags
+                | key_bytes,
+                expiry_ms << EXPIRY_SHIFT | slot & SLOT_LOW_MASK,
+                version << 8 | slot >> 24,
+            )
+            + body
+        )
+        word = self._log.append(segment_class, record, size, expiry_ms)
+        words[H_VERSION] = version
+        if old_word:
+            # From this store on every reader and near cache sees the new value.
+            self._index[slot] = digest >> TAG_SHIFT << TAG_SHIFT | word
+            self._log.kill(old_word & PLACE_MASK, old_size)
+            self._touch(slot)
+        else:
+            self._access[slot] = policy.fresh
+            self._index[slot] = digest >> TAG_SHIFT << TAG_SHIFT | word
+            self.items += 1
+        self._counts["puts"] += 1
+        policy.written(size)
+        return True
+
+    def delete(self, key: bytes) -> bool:
+        """Remove a key's entry; return whether a value (unexpired, not a "not found") was there."""
+        digest = xxh3_64_intdigest(key, self._seed)
+        slot, word = self._slot_of(key, digest)
+        if not word:
+            return False
+        place = word & PLACE_MASK
+        head = self._words[place]
+        expiry_ms = self._words[place + 1] >> EXPIRY_SHIFT
+        alive = not head & FLAG_NEGATIVE and not 0 < expiry_ms <= self._clock_ms()
+        size = RECORD_HEADER_BYTES + (head & KEY_LENGTH_MASK) + (head >> VALUE_LENGTH_SHIFT)
+        self._drop(slot, place, (size + 7) & ~7)
+        self._counts["deletes"] += alive
+        return alive
+
+    def expiry_of(self, key: bytes) -> int:
+        """Return the absolute expiry in ms of a key's entry; 0 for never, or no entry."""
+        _, word = self._slot_of(key, xxh3_64_intdigest(key, self._seed))
+        return self._words[(word & PLACE_MASK) + 1] >> EXPIRY_SHIFT if word else 0
+
+    def version_of(self, key: bytes) -> int:
+        """Return the version of a key's entry; 0 where there is none."""
+        _, word = self._slot_of(key, xxh3_64_intdigest(key, self._seed))
+        return self._words[(word & PLACE_MASK) + 2] >> 8 if word else 0
+
+    def check_size(self, key: bytes, value: bytes) -> None:
+        """Raise `ValueTooLargeError` where the value can never be stored."""
+        limit = self.arena.geometry.value_bytes_max(len(key))
+        if len(value) > limit:
+            raise ValueTooLargeError(
+                f"group {self.group!r}: a value of {len(value)} bytes is above the limit of "
+                f"{limit} (one segment of its shard); raise cache_bytes or use fewer workers",
+                value_bytes=len(value),
+                limit_bytes=limit,
+                group=self.group,
+            )
+
+    # -- the index -------------------------------------------------------------------------
+
+    def _slot_of(self, key: bytes, digest: int) -> tuple[int, int]:
+        """Return ``(slot, word)`` of the key's entry, or ``(a slot for it, 0)``."""
+        index = self._index
+        slots = self._slots
+        home = (digest & 0xFFFFFFFF) * slots >> 32
+        word = index[home]
+        if word >> TAG_SHIFT == digest >> TAG_SHIFT:
+            place = word & PLACE_MASK
+            at = (place << 3) + RECORD_HEADER_BYTES
+            end = at + len(key)
+            if self._words[place] & KEY_LENGTH_MASK == len(key) and self._data[at:end] == key:
+                return home, word
+        found = elsewhere(self._data, self._words, index, slots, digest, home, key)
+        if found is not None:
+            return found[0], found[1]
+        if not word:
+            return home, 0
+        second = second_slot(digest, slots)
+        if not index[second]:
+            return second, 0
+        return self._free_slot(home, second), 0
+
+    def _free_slot(self, home: int, second: int) -> int:
+        """Return an empty slot of two buckets; the stalest of their entries makes room if none."""
+        stalest, lowest = home, 256
+        for first in (home & -BUCKET_SLOTS, second & -BUCKET_SLOTS):
+            for slot in range(first, first + BUCKET_SLOTS):
+                if not self._index[slot]:
+                    return slot
+                level = self._access[slot]
+                if level < lowest:
+                    stalest, lowest = slot, level
+        place = self._index[stalest] & PLACE_MASK
+        head = self._words[place]
+        size = RECORD_HEADER_BYTES + (head & KEY_LENGTH_MASK) + (head >> VALUE_LENGTH_SHIFT)
+        self._drop(stalest, place, (size + 7) & ~7)
+        self._counts["index_evictions"] += 1
+        self._counts["evictions"] += 1
+        return stalest
+
+    def _touch(self, slot: int) -> None:
+        self._access[slot] = self._policy.touch[self._access[slot]] or self._policy.fresh
+
+    def _drop(self, slot: int, place: int, size: int) -> None:
+        self._index[slot] = 0
+        self._access[slot] = 0
+        self._log.kill(place, size)
+        self.items -= 1
+
+    # -- space -----------------------------------------------------------------------------
+
+    def _take_back(self) -> None:
+        """Free segments until one more than the reserve is in hand.
+
+        Bounded: after `_VICTIMS_MAX` victims whose records moved on, the next is dropped whole.
+        """
+        segments = self._log
+        for attempt in range(_VICTIMS_MAX + 1):
+            if len(segments.free) > _RESERVE_SEGMENTS:
+                return
+            now_ms = self._clock_ms()
+            if (expired := segments.expired(now_ms)) is not None:
+                self._clean(expired, [None] * 256, now_ms)
+                continue
+            if segments.live_bytes < self._compact_below:
+                victim = segments.emptiest()
+            else:
+                victim = None
+            if victim is not None and attempt < _VICTIMS_MAX:
+                segment_class = segments.class_of(victim)
+                self._clean(victim, [(segment_class, level) for level in range(256)], now_ms)
+                continue
+            victim = self._policy.victim()
+            if attempt < _VICTIMS_MAX:
+                verdicts = self._policy.verdicts(segments.class_of(victim))
+            else:
+                verdicts = [None] * 256
+            self._clean(victim, verdicts, now_ms)
+
+    def _clean(self, victim: int, verdicts: list[Verdict], now_ms: int) -> None:
+        """Move or drop every live record of a closed segment, then free it.
+
+        Readers go on meanwhile: a moved record is named by its new word in one store, and its
+        old bytes stay as they are until the segment is freed and reused.
+        """
+        segments, policy = self._log, self._policy
+        words, index, access, data = self._words, self._index, self._access, self._data
+        segment_class = segments.class_of(victim)
+        remembers = policy.remembers(segment_class)
+        moved = dropped = expired = 0
+        position, end, stamp = segments.span(victim)
+        while position < end:
+            place = position >> 3
+            head = words[place]
+            size = RECORD_HEADER_BYTES + (head & KEY_LENGTH_MASK) + (head >> VALUE_LENGTH_SHIFT)
+            size = (size + 7) & ~7
+            expiry_slot = words[place + 1]
+            slot = expiry_slot & SLOT_LOW_MASK | (words[place + 2] & SLOT_HIGH_MASK) << 24
+            word = index[slot]
+            if word & _WORD_MASK == stamp | place:
+                expiry_ms = expiry_slot >> EXPIRY_SHIFT
+                verdict = verdicts[access[slot]]
+                if 0 < expiry_ms <= now_ms:
+                    expired += 1
+                    index[slot] = 0
+                    access[slot] = 0
+                elif verdict is not None:
+                    target, level = verdict
+                    record = data[position : position + size]
+                    new = segments.append(target, record, size, expiry_ms)
+                    index[slot] = word & ~_WORD_MASK | new
+                    if level != access[slot]:
+                        access[slot] = level
+                    moved += 1
+                else:
+                    dropped += 1
+                    index[slot] = 0
+                    access[slot] = 0
+                    if remembers:
+                        at = position + RECORD_HEADER_BYTES
+                        key = data[at : at + (head & KEY_LENGTH_MASK)]
+                        policy.forgotten(xxh3_64_intdigest(key, self._seed))
+            position += size
+        segments.release(victim)
+        self.items -= dropped + expired
+        counts = self._counts
+        counts["evictions"] += dropped
+        counts["expired"] += expired
+        counts["records_moved"] += moved
+        counts["segments_freed"] += 1
+
+    # -- upkeep ----------------------------------------------------------------------------
+
+    def maintain(self) -> None:
+        """Free segments whose records have all expired and publish the counters; about 1/s."""
+        now_ms = self._clock_ms()
+        for _ in range(_MAINTAIN_SEGMENTS_MAX):
+            segment = self._log.expired(now_ms)
+            if segment is None:
+                break
+            self._clean(segment, [None] * 256, now_ms)
+        for at, count in enumerate(self.stats().values()):
+            self._words[H_COUNTERS + at] = count
+        self._words[H_HEARTBEAT] = now_ms
+
+    def stats(self) -> dict[str, int]:
+        """Return the counters of `layout.COUNTERS`, in that order, since this writer began."""
+        counts = self._counts
+        counts["items"] = self.items
+        counts["live_bytes"] = self._log.live_bytes
+        if isinstance(self._policy, S3FifoPolicy):
+            counts["ghost_hits"] = self._policy.ghost_hits
+        return dict(counts)
+
+    def walk(self) -> Iterator[tuple[bytes, bytes, int]]:
+        """Yield ``(key, value, expiry_ms)`` of every entry, expired ones too; for diagnosis."""
+        for slot in range(self._slots):
+            word = self._index[slot]
+            if word:
+                place = word & PLACE_MASK
+                head = self._words[place]
+                at = (place << 3) + RECORD_HEADER_BYTES
+                middle = at + (head & KEY_LENGTH_MASK)
+                value = self._data[middle : middle + (head >> VALUE_LENGTH_SHIFT)]
+                yield self._data[at:middle], value, self._words[place + 1] >> EXPIRY_SHIFT
+
+    def close(self) -> None:
+        """Publish the counters and give up the lock; the files stay."""
+        self.maintain()
+        self.arena.close()
+
+
+def published_counters(arena: Arena) -> dict[str, int]:
+    """Return the counters that a shard's writer last published; any process may ask."""
+    words = arena.words
+    return {name: words[H_COUNTERS + at] for at, name in enumerate(COUNTERS)}
