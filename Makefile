@@ -58,7 +58,7 @@ format: $(DEV) ## let ruff format and mend what it can
 bench: $(BENCH) ## all benchmarks against their targets (needs redis-server and memcached)
 	$(BIN)/python scripts/bench/run_all.py $(ARGS)
 
-bench-quick: $(BENCH) ## the same, a minute in all: shows that they run
+bench-quick: $(BENCH) ## the same, short: shows that they run, not what they measure
 	$(BIN)/python scripts/bench/run_all.py --quick $(ARGS)
 
 soak: $(DEV) ## stress tests at full length, and the soak tests
@@ -67,18 +67,11 @@ soak: $(DEV) ## stress tests at full length, and the soak tests
 soak-quick: $(DEV) ## stress tests at CI length
 	$(BIN)/python -m pytest -m stress $(ARGS)
 
-PROTOS = $(wildcard proto/kamacache/v1/*.proto)
-PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto $(PROTOS)
-
 proto: $(DEV) ## make the gRPC stubs anew
-	@mkdir -p kamacache/v1
-	$(PROTOC) --python_out=. --pyi_out=. --grpc_python_out=.
+	$(BIN)/python scripts/gen_proto.py
 
 proto-check: $(DEV) ## fail when the stubs are not what proto/ makes
-	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && \
-		$(PROTOC) --python_out="$$fresh" --pyi_out="$$fresh" --grpc_python_out="$$fresh" && \
-		diff -r -x __pycache__ -x __init__.py -x py.typed "$$fresh/kamacache/v1" kamacache/v1 && \
-		echo "the stubs are fresh" || { echo "the stubs are stale: run make proto" >&2; exit 1; }
+	$(BIN)/python scripts/gen_proto.py --check
 
 clean: ## remove .venv, caches and the demo's data
 	rm -rf $(VENV) build dist .demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
