@@ -1,0 +1,58 @@
+"""A front's gRPC server: made, bound, drained.
+
+*Process*: front, on its loop. *Owns*: the listening socket and the calls in flight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from kamacache.errors import NodeUnavailableError
+from kamacache.front.engine import Engine
+from kamacache.front.health import HealthServicer
+from kamacache.front.servicer import SERVICE, CacheServicer
+from kamacache.front.settings import FrontSettings
+
+HEALTH_NAME: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+
+class FrontServer:
+    """One grpc.aio server over the node's groups. Make it on the loop that will run it."""
+
+    def __init__(self, engines: Mapping[str, Engine], settings: FrontSettings) -> None:
+        self._settings = settings
+        self._health = HealthServicer((SERVICE.full_name,), watchers_max=settings.watchers_max)
+        self._server = grpc.aio.server(
+            options=settings.server_options(), maximum_concurrent_rpcs=settings.calls_max
+        )
+        self._server.add_generic_rpc_handlers((CacheServicer(engines, settings).handler(),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE.full_name, HEALTH_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+
+    async def start(self) -> int:
+        """Bind and serve; return the port. Raises `NodeUnavailableError` where it cannot bind."""
+        listen = self._settings.listen
+        try:
+            port = self._server.add_insecure_port(listen)
+        except RuntimeError as error:
+            raise NodeUnavailableError(f"cannot listen on {listen}: {error}") from error
+        if port == 0:  # what older grpcio says instead of raising
+            raise NodeUnavailableError(f"cannot listen on {listen}")
+        await self._server.start()
+        return port
+
+    async def drain(self) -> None:
+        """Turn NOT_SERVING, refuse new calls, let those in flight finish within the deadline."""
+        self._health.drain()
+        await self._server.stop(self._settings.drain_timeout_s)
+
+    async def stop(self) -> None:
+        """End all calls now."""
+        self._health.drain()
+        await self._server.stop(None)

@@ -1,0 +1,249 @@
+"""kamacache.v1.Cache over a node's groups: hits from shared memory, the rest from the workers.
+
+*Process*: front, on its loop. A hit never leaves this process, and no await lies on its way::
+
+    Get ── lookup (memory) ── hit ───────────────────────────► reply
+               └── miss ── aget ──► worker of the key's shard ─► reply
+
+*Invariants*: every error leaves as a status of `kamacache.front.status`; a caller's deadline goes
+down with the call; what a batch collects is bounded by the message limit.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, NoReturn
+
+import grpc
+from google.protobuf.message_factory import GetMessageClass
+
+from kamacache.errors import (
+    ConfigError,
+    DeadlineExceededError,
+    GroupNotFoundError,
+    KamaCacheError,
+    KeyTooLongError,
+)
+from kamacache.front.engine import Engine
+from kamacache.front.settings import FrontSettings
+from kamacache.front.status import FIELD_ITEMS_MAX, BatchRangeError, to_status
+from kamacache.limits import CALL_TIMEOUT_MAX_S, KEY_BYTES_MAX, TTL_MS_MAX
+from kamacache.store.entries import Entry
+from kamacache.v1 import kamacache_pb2 as pb
+
+SERVICE: Final = pb.DESCRIPTOR.services_by_name["Cache"]
+LOG_EVERY_S: Final = 10.0
+
+log = logging.getLogger("kamacache.front")
+
+Handle = Callable[[Any, Any], Awaitable[Any]]
+
+
+class CacheServicer:
+    """The methods of the service, each taking a request and its gRPC context."""
+
+    def __init__(self, engines: Mapping[str, Engine], settings: FrontSettings) -> None:
+        self._engines = dict(engines)
+        self._settings = settings
+        self._logged_s = float("-inf")
+        self._unlogged = 0
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """Return the service, ready to be added to a server of grpc.aio."""
+        methods: dict[str, Handle] = {
+            "Get": self.get,
+            "Set": self.set,
+            "Delete": self.delete,
+            "BatchGet": self.batch_get,
+            "BatchSet": self.batch_set,
+            "BatchDelete": self.batch_delete,
+            "Stats": self.stats,
+        }
+        return grpc.method_handlers_generic_handler(
+            SERVICE.full_name,
+            {
+                method.name: grpc.unary_unary_rpc_method_handler(
+                    self._guarded(methods[method.name]),
+                    request_deserializer=GetMessageClass(method.input_type).FromString,
+                    response_serializer=GetMessageClass(method.output_type).SerializeToString,
+                )
+                for method in SERVICE.methods
+            },
+        )
+
+    async def get(self, request: pb.GetRequest, context: Any) -> pb.GetResponse:
+        """Answer one key."""
+        engine = self._engines.get(request.group) or self._no_group(request.group)
+        key = request.key
+        value = engine.lookup(key)
+        if value is None:
+            _check_key(key)
+            value = await engine.aget(key, self._deadline_s(context))
+        if not isinstance(value, bytes):
+            return pb.GetResponse()
+        entry = engine.lookup_entry(key)
+        # The value may have been replaced, expired or evicted since: then its TTL is not told.
+        if isinstance(entry, Entry) and entry.value == value:
+            return pb.GetResponse(
+                found=True, value=value, ttl_ms=entry.ttl_ms, version=entry.version
+            )
+        return pb.GetResponse(found=True, value=value)
+
+    async def set(self, request: pb.SetRequest, context: Any) -> pb.SetResponse:
+        """Store one value."""
+        engine = self._engines.get(request.group) or self._no_group(request.group)
+        _check_key(request.key)
+        await engine.aset(request.key, request.value, _ttl_ms(request), self._deadline_s(context))
+        return pb.SetResponse()
+
+    async def delete(self, request: pb.DeleteRequest, context: Any) -> pb.DeleteResponse:
+        """Remove one key."""
+        engine = self._engines.get(request.group) or self._no_group(request.group)
+        _check_key(request.key)
+        return pb.DeleteResponse(found=await engine.adelete(request.key, self._deadline_s(context)))
+
+    async def batch_get(self, request: pb.BatchGetRequest, context: Any) -> pb.BatchGetResponse:
+        """Answer many keys: those in memory at once, the rest in one call to the workers."""
+        engine = self._engines.get(request.group) or self._no_group(request.group)
+        keys = self._checked(request.keys)
+        # A list, since one key may be asked for twice; None is replaced or stays a miss.
+        values: list[Any] = [engine.lookup(key) for key in keys]
+        if None in values:
+            asked = list(dict.fromkeys(k for k, v in zip(keys, values, strict=True) if v is None))
+            for key in asked:
+                _check_key(key)
+            loaded = await engine.aget_many(asked, self._deadline_s(context))
+            values = [loaded.get(k) if v is None else v for k, v in zip(keys, values, strict=True)]
+        missing = [i for i, value in enumerate(values) if value.__class__ is not bytes]
+        for i in missing:
+            values[i] = b""
+        self._check_reply_bytes(values)
+        reply = pb.BatchGetResponse(values=values, missing=missing)
+        if request.meta:
+            _add_meta(reply, engine, keys, values)
+        return reply
+
+    async def batch_set(self, request: pb.BatchSetRequest, context: Any) -> pb.BatchSetResponse:
+        """Store many values; of a key that comes twice the last one holds."""
+        engine = self._engines.get(request.group) or self._no_group(request.group)
+        keys = self._checked(request.keys)
+        if len(keys) != len(request.values):
+            raise ConfigError(
+                f"{len(keys)} keys but {len(request.values)} values: a batch needs one for each",
+                setting="values",
+            )
+        for key in keys:
+            _check_key(key)
+        items = dict(zip(keys, request.values, strict=True))
+        await engine.aset_many(items, _ttl_ms(request), self._deadline_s(context))
+        return pb.BatchSetResponse()
+
+    async def batch_delete(
+        self, request: pb.BatchDeleteRequest, context: Any
+    ) -> pb.BatchDeleteResponse:
+        """Remove many keys."""
+        engine = self._engines.get(request.group) or self._no_group(request.group)
+        keys = list(dict.fromkeys(self._checked(request.keys)))
+        for key in keys:
+            _check_key(key)
+        deleted = await engine.adelete_many(keys, self._deadline_s(context))
+        return pb.BatchDeleteResponse(deleted=deleted)
+
+    async def stats(self, request: pb.StatsRequest, context: Any) -> pb.StatsResponse:
+        """Answer the counters of one group, or of all."""
+        if request.group and request.group not in self._engines:
+            self._no_group(request.group)
+        reply = pb.StatsResponse()
+        for name in [request.group] if request.group else sorted(self._engines):
+            values = await self._engines[name].astats()
+            numbers = {key: value for key, value in values.items() if type(value) is int}
+            reply.groups.add(name=name, values=numbers)
+        return reply
+
+    def _deadline_s(self, context: Any) -> float | None:
+        left_s: float | None = context.time_remaining()
+        if left_s is None:
+            return None
+        if left_s <= 0:
+            raise DeadlineExceededError("the deadline passed before the call was looked at")
+        return time.monotonic() + min(left_s, CALL_TIMEOUT_MAX_S)
+
+    def _no_group(self, group: str) -> NoReturn:
+        known = sorted(self._engines)[:FIELD_ITEMS_MAX]
+        more = f" and {len(self._engines) - len(known)} more" * (len(self._engines) > len(known))
+        raise GroupNotFoundError(
+            f"this node has no group {group[:64]!r}; it has {', '.join(known) or 'none'}{more}",
+            group=group[:64],
+            known=known,
+        )
+
+    def _checked(self, keys: Sequence[bytes]) -> list[bytes]:
+        limit = self._settings.batch_keys_max
+        if len(keys) > limit:
+            raise BatchRangeError(f"a batch of {len(keys)} keys; the limit is {limit}: split it")
+        return list(keys)
+
+    def _check_reply_bytes(self, values: Iterable[bytes]) -> None:
+        total, limit = sum(map(len, values)), self._settings.message_bytes_max
+        if total > limit:
+            raise BatchRangeError(
+                f"the values asked for have {total} bytes, a message at most {limit}: "
+                "ask for fewer keys at once"
+            )
+
+    def _guarded(self, handle: Handle) -> Handle:
+        async def answer(request: Any, context: Any) -> Any:
+            try:
+                return await handle(request, context)
+            except KamaCacheError as error:
+                await context.abort(*to_status(error))
+            except Exception as error:
+                self._log_defect(error)
+                await context.abort(grpc.StatusCode.INTERNAL, "internal error; the log says more")
+
+        return answer
+
+    def _log_defect(self, error: Exception) -> None:
+        now = time.monotonic()
+        if now - self._logged_s < LOG_EVERY_S:
+            self._unlogged += 1
+            return
+        log.error("unexpected error in a call (%d more unlogged)", self._unlogged, exc_info=error)
+        self._logged_s, self._unlogged = now, 0
+
+
+def _check_key(key: bytes) -> None:
+    # Not before a lookup: what is in memory had a good key.
+    if not 1 <= len(key) <= KEY_BYTES_MAX:
+        raise KeyTooLongError(
+            f"the key has {len(key)} bytes; 1 to {KEY_BYTES_MAX} are allowed",
+            key_bytes=len(key),
+            limit_bytes=KEY_BYTES_MAX,
+        )
+
+
+def _ttl_ms(request: pb.SetRequest | pb.BatchSetRequest) -> int | None:
+    if not request.HasField("ttl_ms"):
+        return None
+    if not 1 <= request.ttl_ms <= TTL_MS_MAX:
+        raise ConfigError(
+            f"ttl_ms is {request.ttl_ms}; it must be from 1 to {TTL_MS_MAX}, or absent",
+            setting="ttl_ms",
+            value=str(request.ttl_ms),
+        )
+    return request.ttl_ms
+
+
+def _add_meta(
+    reply: pb.BatchGetResponse, engine: Engine, keys: list[bytes], values: list[bytes]
+) -> None:
+    for key, value in zip(keys, values, strict=True):
+        entry = engine.lookup_entry(key)
+        if isinstance(entry, Entry) and entry.value == value:
+            reply.ttl_ms.append(entry.ttl_ms or 0)
+            reply.versions.append(entry.version)
+        else:
+            reply.ttl_ms.append(0)
+            reply.versions.append(0)

@@ -1,0 +1,79 @@
+"""Reads that tell what a record says of itself: its value with time to live and version.
+
+*Process*: every process that maps the shards; used by the front for replies that carry TTL and
+version. *Proof that a read is whole*: as in `kamacache.store.reader`: the index word is read, the
+record copied, the key compared, the index word read again.
+
+These reads count nothing and touch no access byte, so a get that asks both ways is one use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from kamacache.clock import boottime_s
+from kamacache.hashing import home_slot, shard_hash, worker_of
+from kamacache.store.arena import Arena
+from kamacache.store.layout import (
+    EXPIRY_SHIFT,
+    FLAG_NEGATIVE,
+    VALUE_LENGTH_SHIFT,
+)
+from kamacache.store.reader import NEGATIVE, Negative, elsewhere
+
+VERSION_SHIFT = 8  # of a record's word 2; below it are bits of the slot
+
+
+class Entry(NamedTuple):
+    """A value, and what its record says of it."""
+
+    value: bytes
+    ttl_ms: int | None  # left to live, at least 1; None: does not expire
+    version: int  # 0: not numbered
+
+
+EntryLookup = Callable[[bytes], Entry | Negative | None]
+
+
+def make_entry_lookup(
+    arenas: Sequence[Arena],
+    *,
+    hash_seed: int,
+    serve_until: memoryview | None = None,
+    clock_s: Callable[[], float] = boottime_s,
+) -> EntryLookup:
+    """Return the entry lookup over a group's shards, ordered by worker; arguments as `make_lookup`.
+
+    The function never blocks, and is safe for threads. None: not in memory, ask the owner.
+    """
+    shards = tuple(arenas)
+
+    def entry(key: bytes) -> Entry | Negative | None:
+        digest = shard_hash(key, hash_seed)
+        arena = shards[worker_of(digest, len(shards))]
+        data, words, index, slots = arena.data, arena.words, arena.index, arena.geometry.slots
+        for _ in range(2):
+            # Both buckets are searched: the home slot's shortcut is for the hot path.
+            found = elsewhere(data, words, index, slots, digest, home_slot(digest, slots), key)
+            if found is None:
+                return None
+            slot, word, place, head, at = found
+            start = at + len(key)
+            value = bytes(data[start : start + (head >> VALUE_LENGTH_SHIFT)])
+            expiry_ms = words[place + 1] >> EXPIRY_SHIFT
+            version = words[place + 2] >> VERSION_SHIFT
+            now_ms = clock_s() * 1000
+            if serve_until is not None and now_ms >= serve_until[0]:
+                return None
+            if index[slot] != word:
+                continue  # moved or replaced while it was copied
+            if expiry_ms and now_ms >= expiry_ms:
+                return None
+            if head & FLAG_NEGATIVE:
+                return NEGATIVE
+            ttl_ms = max(1, int(expiry_ms - now_ms)) if expiry_ms else None
+            return Entry(value, ttl_ms, version)
+        return None
+
+    return entry
