@@ -1,0 +1,432 @@
+"""What a worker answers to each request: hits and writes at once, loads when they end.
+
+*Process*: worker, in the loop's thread. A handler returns the reply, or None when a waiter will
+answer later; it raises a `KamaCacheError` for the asker alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
+
+from kamacache.calls import check_chain
+from kamacache.clock import boottime_ms
+from kamacache.config import GroupSpec
+from kamacache.errors import (
+    ConfigError,
+    DeadlineExceededError,
+    GroupNotFoundError,
+    KamaCacheError,
+    KeyTooLongError,
+    NodeUnavailableError,
+    ValueTooLargeError,
+    to_fields,
+)
+from kamacache.getters import Loadable
+from kamacache.limits import BATCH_KEYS_MAX, FRAME_BYTES_MAX, KEY_BYTES_MAX, TTL_MS_MAX
+from kamacache.store import NEGATIVE
+from kamacache.wire import messages
+from kamacache.wire.messages import (
+    Delete,
+    DeleteMany,
+    Done,
+    Failure,
+    Get,
+    GetMany,
+    KeyFailure,
+    Ping,
+    Reply,
+    Request,
+    Set,
+    SetMany,
+    Stats,
+    StatsReply,
+    Value,
+    Values,
+)
+from kamacache.worker.loader import Flight, Loader, Outcome, Shard
+from kamacache.worker.pools import GetterThreads
+
+VALUE_FRAME_BYTES_MAX: Final = FRAME_BYTES_MAX - messages.PAYLOAD_SLACK_BYTES
+_PER_VALUE_BYTES: Final = 8  # msgpack's length in front of each value, with room
+
+
+class Asker(Protocol):
+    """The connection that a request came on."""
+
+    waiters: dict[Leaver, None]
+    """Those who wait on this connection's behalf, for when it ends."""
+
+    def answer(self, reply: Reply) -> None:
+        """Send the reply of a request whose handler returned None."""
+
+
+class Leaver(Protocol):
+    """A waiter that can be told that nobody waits any more."""
+
+    def leave(self) -> None: ...
+
+
+class HostedGroup:
+    """One group in one worker: its shard and its loads."""
+
+    __slots__ = ("flights", "loadable", "loader", "shard", "spec")
+
+    def __init__(
+        self, spec: GroupSpec, shard: Shard, loadable: Loadable | None, threads: GetterThreads
+    ) -> None:
+        self.spec: Final = spec
+        self.shard: Final = shard
+        self.loader: Final = Loader(spec, shard, loadable, threads)
+        self.loadable: Final = self.loader.loadable
+        self.flights: Final = self.loader.flights
+
+    def put(self, key: bytes, value: bytes, ttl_ms: int | None) -> None:
+        """Store a value for a time; None: the group's."""
+        expiry_ms = self.expiry_after(ttl_ms)
+        if not 0 < len(key) <= KEY_BYTES_MAX:
+            raise _key_error(key)
+        self.shard.put(key, value, expiry_ms)
+        if self.flights:
+            self.loader.detach(key)
+
+    def expiry_after(self, ttl_ms: int | None) -> int:
+        """Return the absolute expiry of what is stored now; None: the group's time, 0: never."""
+        if ttl_ms is None:
+            ttl_ms = self.spec.ttl_ms
+            if ttl_ms is None:
+                return 0
+        elif not 0 < ttl_ms <= TTL_MS_MAX:
+            raise ConfigError(
+                f"ttl is {ttl_ms} ms; it must be from 1 to {TTL_MS_MAX} ms", setting="ttl"
+            )
+        return boottime_ms() + ttl_ms
+
+    def delete(self, key: bytes) -> bool:
+        """Remove a key; True when it was there."""
+        if not 0 < len(key) <= KEY_BYTES_MAX:
+            raise _key_error(key)
+        if self.flights:
+            self.loader.detach(key)
+        return self.shard.delete(key)
+
+
+def _key_error(key: bytes) -> KeyTooLongError:
+    return KeyTooLongError(
+        f"the key has {len(key)} bytes; 1 to {KEY_BYTES_MAX} are allowed",
+        key_bytes=len(key),
+        limit_bytes=KEY_BYTES_MAX,
+    )
+
+
+def failure(request_id: int, error: KamaCacheError) -> Failure:
+    """Return an error as the reply to a request."""
+    return Failure(request_id, *to_fields(error))
+
+
+class _Wait:
+    """What the two waiters share: the asker, and its deadline."""
+
+    __slots__ = ("_asker", "_id", "_spec", "_timer")
+
+    def __init__(
+        self, request: Request, asker: Asker, spec: GroupSpec, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._asker = asker
+        self._id = request.id
+        self._spec = spec
+        asker.waiters[self] = None
+        self._timer = loop.call_later(request.budget_ms / 1000, self._late)
+
+    def leave(self) -> None:
+        """Be gone: the connection ended."""
+        self._timer.cancel()
+
+    def _late(self) -> None:
+        self.leave()
+        self._reply(
+            failure(
+                self._id,
+                DeadlineExceededError(
+                    f"group {self._spec.name!r}: the load did not end before the deadline; "
+                    "it goes on",
+                    group=self._spec.name,
+                ),
+            )
+        )
+
+    def _reply(self, reply: Reply) -> None:
+        self._timer.cancel()
+        self._asker.waiters.pop(self, None)
+        self._asker.answer(reply)
+
+
+class OneWaiter(_Wait):
+    """Who waits for one key."""
+
+    __slots__ = ("flight",)
+
+    flight: Flight | None
+
+    def settle(self, flight: Flight, outcome: Outcome) -> None:
+        """Answer."""
+        if isinstance(outcome, KamaCacheError):
+            self._reply(failure(self._id, outcome))
+        else:
+            self._reply(_value(self._id, outcome))
+
+    def leave(self) -> None:
+        """Be gone."""
+        super().leave()
+        if self.flight is not None:
+            self.flight.leave(self)
+
+
+class ManyWaiter(_Wait):
+    """Who waits for several keys; answers when the last is settled."""
+
+    __slots__ = ("_keys", "_outcomes", "pending")
+
+    def __init__(
+        self,
+        request: GetMany,
+        asker: Asker,
+        spec: GroupSpec,
+        loop: asyncio.AbstractEventLoop,
+        outcomes: dict[bytes, Outcome],
+    ) -> None:
+        super().__init__(request, asker, spec, loop)
+        self._keys = request.keys
+        self._outcomes = outcomes
+        self.pending: dict[bytes, Flight] = {}
+
+    def settle(self, flight: Flight, outcome: Outcome) -> None:
+        """Note the outcome, and answer when it is the last."""
+        self._outcomes[flight.key] = outcome
+        del self.pending[flight.key]
+        if not self.pending:
+            self._reply(values_reply(self._id, self._keys, self._outcomes))
+
+    def leave(self) -> None:
+        """Be gone."""
+        super().leave()
+        for flight in self.pending.values():
+            flight.leave(self)
+
+
+class Handlers:
+    """The groups of one worker, and what it does for each request."""
+
+    __slots__ = ("_groups", "_loop", "draining", "extra_stats", "table")
+
+    def __init__(
+        self,
+        groups: dict[str, HostedGroup],
+        loop: asyncio.AbstractEventLoop,
+        extra_stats: Callable[[], dict[str, int]] = dict,
+    ) -> None:
+        self._groups = groups
+        self._loop = loop
+        self.draining = False
+        self.extra_stats = extra_stats
+        self.table: Final[dict[type[Request], Callable[[Any, Asker], Reply | None]]] = {
+            Get: self.get,
+            GetMany: self.get_many,
+            Set: self.set,
+            SetMany: self.set_many,
+            Delete: self.delete,
+            DeleteMany: self.delete_many,
+            Stats: self.stats,
+            Ping: self.ping,
+        }
+
+    @property
+    def loads_in_flight(self) -> int:
+        """Keys under load, over all groups."""
+        return sum(len(group.flights) for group in self._groups.values())
+
+    def group(self, name: str) -> HostedGroup:
+        """Return a group, or raise `GroupNotFoundError`."""
+        try:
+            return self._groups[name]
+        except KeyError:
+            known = sorted(self._groups)
+            raise GroupNotFoundError(
+                f"the node has no group {name!r}; it has {', '.join(known) or 'none'}",
+                group=name,
+                known=known,
+            ) from None
+
+    def get(self, request: Get, asker: Asker) -> Reply | None:
+        """Answer a hit, or wait for the key's load."""
+        group = self._groups.get(request.group) or self.group(request.group)
+        key = request.key
+        if not 0 < len(key) <= KEY_BYTES_MAX:
+            raise _key_error(key)
+        found = group.shard.get(key)
+        if isinstance(found, bytes):
+            return _value(request.id, found)
+        if found is NEGATIVE or group.loadable is None:
+            return Value(request.id, None)
+        self._check_load(request)
+        if request.depth:
+            check_chain(request.group, key, request.depth, request.chain)
+        waiter = OneWaiter(request, asker, group.spec, self._loop)
+        waiter.flight = None
+        flight = group.loader.load(key, request.depth, request.chain, waiter)
+        if isinstance(flight, KamaCacheError):
+            _forget(asker, waiter)
+            raise flight
+        waiter.flight = flight
+        return None
+
+    def get_many(self, request: GetMany, asker: Asker) -> Reply | None:
+        """Answer when every key is found or its load ended."""
+        group = self.group(request.group)
+        _check_batch(len(request.keys))
+        outcomes: dict[bytes, Outcome] = {}
+        missing: list[bytes] = []
+        for key in dict.fromkeys(request.keys):
+            if not 0 < len(key) <= KEY_BYTES_MAX:
+                raise _key_error(key)
+            found = group.shard.get(key)
+            if isinstance(found, bytes):
+                outcomes[key] = found
+            elif found is NEGATIVE or group.loadable is None:
+                outcomes[key] = None
+            else:
+                missing.append(key)
+        if not missing:
+            return values_reply(request.id, request.keys, outcomes)
+        self._check_load(request)
+        loadable: list[bytes] = []
+        for key in missing:
+            try:
+                if request.depth:
+                    check_chain(request.group, key, request.depth, request.chain)
+            except KamaCacheError as error:
+                outcomes[key] = error
+            else:
+                loadable.append(key)
+        waiter = ManyWaiter(request, asker, group.spec, self._loop, outcomes)
+        flights = group.loader.load_many(loadable, request.depth, request.chain, waiter)
+        for key, flight in zip(loadable, flights, strict=True):
+            if isinstance(flight, Flight):
+                waiter.pending[key] = flight
+            else:
+                outcomes[key] = flight
+        if waiter.pending:
+            return None
+        _forget(asker, waiter)
+        return values_reply(request.id, request.keys, outcomes)
+
+    def set(self, request: Set, asker: Asker) -> Reply:
+        """Store a value."""
+        group = self._groups.get(request.group) or self.group(request.group)
+        group.put(request.key, request.value, request.ttl_ms)
+        return Done(request.id, 1)
+
+    def set_many(self, request: SetMany, asker: Asker) -> Reply:
+        """Store values in order; stops at the first that is refused."""
+        group = self.group(request.group)
+        _check_batch(len(request.items))
+        expiry_ms = group.expiry_after(request.ttl_ms)
+        put = group.shard.put
+        flights = group.flights
+        for key, value in request.items:
+            if not 0 < len(key) <= KEY_BYTES_MAX:
+                raise _key_error(key)
+            put(key, value, expiry_ms)
+            if flights:
+                group.loader.detach(key)
+        return Done(request.id, len(request.items))
+
+    def delete(self, request: Delete, asker: Asker) -> Reply:
+        """Remove a key."""
+        group = self._groups.get(request.group) or self.group(request.group)
+        return Done(request.id, int(group.delete(request.key)))
+
+    def delete_many(self, request: DeleteMany, asker: Asker) -> Reply:
+        """Remove keys."""
+        group = self.group(request.group)
+        _check_batch(len(request.keys))
+        return Done(request.id, sum([group.delete(key) for key in request.keys]))
+
+    def stats(self, request: Stats, asker: Asker) -> Reply:
+        """Return the numbers of the shard and of its loads."""
+        group = self.group(request.group)
+        return StatsReply(
+            request.id, {**group.shard.stats(), **group.loader.stats(), **self.extra_stats()}
+        )
+
+    def ping(self, request: Ping, asker: Asker) -> Reply:
+        """Say that the loop turns."""
+        return Done(request.id, 0)
+
+    def _check_load(self, request: Request) -> None:
+        # Loads that run may need nested ones to come to their end, also while draining.
+        if self.draining and not request.depth:
+            raise NodeUnavailableError("the node is stopping; this key would have to be loaded")
+        if request.budget_ms <= 0:
+            raise DeadlineExceededError(
+                f"group {request.group!r}: the deadline passed before the load began",
+                group=request.group,
+            )
+
+
+def values_reply(request_id: int, keys: Sequence[bytes], outcomes: dict[bytes, Outcome]) -> Reply:
+    """Return outcomes in the order of the keys, as many as a frame takes."""
+    values: list[bytes | None] = []
+    errors: list[KeyFailure] = []
+    room = VALUE_FRAME_BYTES_MAX
+    for index, key in enumerate(keys):
+        outcome = outcomes[key]
+        if isinstance(outcome, bytes):
+            room -= len(outcome) + _PER_VALUE_BYTES
+            if room < 0:
+                if not index:
+                    return _value(request_id, outcome)  # too large alone: says so
+                break
+            values.append(outcome)
+            continue
+        values.append(None)
+        room -= _PER_VALUE_BYTES
+        if outcome is not None:
+            errors.append(_key_failure(index, outcome))
+            room -= len(errors[-1].message) * 4 + 2 * KEY_BYTES_MAX
+            if room < 0:
+                break
+    return Values(request_id, values, errors)
+
+
+def _key_failure(index: int, error: KamaCacheError) -> KeyFailure:
+    return KeyFailure(index, *to_fields(error))
+
+
+def _value(request_id: int, value: bytes | None) -> Reply:
+    if value is not None and len(value) > VALUE_FRAME_BYTES_MAX:
+        return failure(
+            request_id,
+            ValueTooLargeError(
+                f"the value has {len(value)} bytes, and {VALUE_FRAME_BYTES_MAX} can be sent",
+                value_bytes=len(value),
+                limit_bytes=VALUE_FRAME_BYTES_MAX,
+            ),
+        )
+    return Value(request_id, value)
+
+
+def _check_batch(count: int) -> None:
+    if count > BATCH_KEYS_MAX:
+        raise ConfigError(
+            f"a batch of {count} keys; {BATCH_KEYS_MAX} fit into one request",
+            setting="keys",
+            value=str(count),
+        )
+
+
+def _forget(asker: Asker, waiter: _Wait) -> None:
+    waiter.leave()
+    asker.waiters.pop(waiter, None)

@@ -1,0 +1,373 @@
+"""Single flight: at most one load per key, whoever asks, and what becomes of its outcome.
+
+*Process*: worker; everything here runs in the loop's thread, except `LoadJob.run`.
+
+    ask ──► flight of this key? ── yes ──► wait with the others (promote it, if it is queued)
+               │ no
+               ▼
+            new flight ──► job ──► getter thread, or task on the loop
+                                       │ outcome, or load_timeout
+                                       ▼
+            kept in the shard, unless detached ──► every waiter gets it
+
+*Invariants*:
+
+- A flight is in ``flights`` until it is settled, times out, or is detached by a set or delete; what
+  is not in ``flights`` any more stores nothing. So a load never overwrites what was written after
+  it began, and those who ask after the write start a new one.
+- A waiter that leaves (deadline, disconnect) takes nothing with it: the load goes on, its result
+  is kept.
+- Whatever a getter does, its flight ends within ``load_timeout`` in the queue plus
+  ``load_timeout`` running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import time
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from kamacache.calls import Call, ChainLink, current
+from kamacache.clock import boottime_ms
+from kamacache.config import GroupSpec
+from kamacache.errors import DeadlineExceededError, KamaCacheError, LoadError, ValueTooLargeError
+from kamacache.getters import Loadable, Loaded
+from kamacache.limits import LOAD_DEPTH_MAX, LOADS_QUEUED_MAX
+from kamacache.worker.pools import DepthPool, GetterThreads, Job
+from kamacache.worker.repeated import RepeatedLog
+
+Outcome = Loaded | KamaCacheError
+Outcomes = dict[bytes, Loaded] | KamaCacheError
+
+CHAIN_KEYS_MAX: Final = 64  # keys of one getter_many call that its nested calls' chain names
+
+COUNTERS: Final = (
+    "loads",
+    "load_errors",
+    "load_timeouts",
+    "loads_joined",
+    "loads_refused",
+    "loads_detached",
+    "loads_not_kept",
+)
+
+log = RepeatedLog(logging.getLogger("kamacache.worker.loader"))
+
+
+class Shard(Protocol):
+    """What the loader and the handlers need of `kamacache.store.ShardWriter`."""
+
+    def get(self, key: bytes) -> object: ...
+    def put(
+        self, key: bytes, value: bytes, expiry_ms: int = 0, *, negative: bool = False
+    ) -> bool: ...
+    def delete(self, key: bytes) -> bool: ...
+    def maintain(self) -> None: ...
+    def stats(self) -> dict[str, int]: ...
+    def close(self) -> None: ...
+
+
+class Waiter(Protocol):
+    """Who waits for a flight."""
+
+    def settle(self, flight: Flight, outcome: Outcome) -> None:
+        """Take the outcome. Called once per flight joined, unless `Flight.leave` came first."""
+
+
+class Flight:
+    """One key's load in progress."""
+
+    __slots__ = ("job", "key", "waiters")
+
+    def __init__(self, key: bytes) -> None:
+        self.key = key
+        self.job: LoadJob | None = None
+        self.waiters: dict[Waiter, None] = {}  # ordered, and quick to leave
+
+    def leave(self, waiter: Waiter) -> None:
+        """Wait no longer."""
+        self.waiters.pop(waiter, None)
+
+    def settle(self, outcome: Outcome) -> None:
+        """Give the outcome to all who wait."""
+        waiters, self.waiters = self.waiters, {}
+        for waiter in waiters:
+            waiter.settle(self, outcome)
+
+
+class LoadJob(Job):
+    """One call of the getter, for one flight or, with ``getter_many``, for several."""
+
+    __slots__ = ("chain", "done", "flights", "keys", "loader", "many", "task", "timer")
+
+    def __init__(self, loader: Loader, flights: Sequence[Flight], many: bool) -> None:
+        super().__init__()
+        self.loader = loader
+        self.flights = flights
+        self.keys = [flight.key for flight in flights]
+        self.many = many
+        self.chain: tuple[ChainLink, ...] = ()
+        self.done = False
+        self.task: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        for flight in flights:
+            flight.job = self
+
+    def call(self, depth: int) -> Call:
+        """Return what nested calls of the getter must know."""
+        group = self.loader.spec.name
+        links = tuple((group, key) for key in self.keys[:CHAIN_KEYS_MAX])
+        started_s = time.monotonic() if self.started_s is None else self.started_s
+        return Call(depth, self.chain + links, started_s + self.loader.spec.load_timeout_s)
+
+    def run(self, depth: int) -> Outcomes:
+        """Call the getter; in a getter thread."""
+        return contextvars.Context().run(self._run, depth)
+
+    def _run(self, depth: int) -> Outcomes:
+        # Every job has a context of its own, so that none sees what a getter left in a variable.
+        current.set(self.call(depth))
+        loadable = self.loader.loadable
+        assert loadable is not None
+        try:
+            if self.many:
+                return loadable.load_many(self.keys)
+            return {self.keys[0]: loadable.load(self.keys[0])}
+        except BaseException as error:  # noqa: BLE001 -- SystemExit, too, is only this load's end
+            return self.loader.error_of(error)
+
+    async def arun(self) -> None:
+        """Await the getter; a task of the loop."""
+        loadable = self.loader.loadable
+        assert loadable is not None
+        try:
+            outcome: Outcomes
+            if self.many:
+                outcome = await loadable.aload_many(self.keys)
+            else:
+                outcome = {self.keys[0]: await loadable.aload(self.keys[0])}
+        except BaseException as error:  # noqa: BLE001 -- SystemExit would end the loop
+            outcome = self.loader.error_of(error)
+        self.finish(outcome)
+
+    def finish(self, outcome: Outcomes) -> None:
+        """Settle the flights with what the getter gave, unless the timer came first."""
+        if not self.done:
+            self.close()
+            self.loader.settle(self, outcome)
+
+    def close(self) -> None:
+        """Take the job out of the timer's and the pools' books."""
+        self.done = True
+        if self.timer is not None:
+            self.timer.cancel()
+        for pool in self.depths:
+            pool.finished()
+
+
+class Loader:
+    """The flights of one group in one worker."""
+
+    def __init__(
+        self,
+        spec: GroupSpec,
+        shard: Shard,
+        loadable: Loadable | None,
+        threads: GetterThreads,
+    ) -> None:
+        self.spec: Final = spec
+        self.shard: Final = shard
+        self.loadable: Final = loadable if loadable is not None and loadable.has_getter else None
+        self.flights: dict[bytes, Flight] = {}
+        self.counters: dict[str, int] = dict.fromkeys(COUNTERS, 0)
+        self.running = 0  # jobs that did not finish, detached ones included
+        self.stray: list[asyncio.Task[None]] = []  # cancelled, not ended yet
+        self._hung_tasks: set[asyncio.Task[None]] = set()
+        self._threads = threads
+        self._loop = threads.loop
+        self._pools: Final = [
+            DepthPool(threads, spec.name, depth, spec.load_threads)
+            for depth in range(LOAD_DEPTH_MAX + 1)
+        ]
+
+    def load(
+        self, key: bytes, depth: int, chain: tuple[ChainLink, ...], waiter: Waiter
+    ) -> Flight | LoadError:
+        """Join the key's flight or start one; the waiter is settled later, never in this call."""
+        flight = self.flights.get(key)
+        if flight is not None:
+            self._join(flight, depth, waiter)
+            return flight
+        flight = Flight(key)
+        error = self._start(LoadJob(self, (flight,), many=False), depth, chain)
+        if error is not None:
+            return error
+        flight.waiters[waiter] = None
+        return flight
+
+    def load_many(
+        self, keys: Sequence[bytes], depth: int, chain: tuple[ChainLink, ...], waiter: Waiter
+    ) -> list[Flight | LoadError]:
+        """Do the same for distinct keys; those without a flight go in one call where possible."""
+        error: LoadError | None = None
+        fresh: dict[bytes, Flight] = {}
+        if self.loadable is not None and self.loadable.has_getter_many:
+            fresh = {key: Flight(key) for key in keys if key not in self.flights}
+        if len(fresh) > 1:
+            error = self._start(LoadJob(self, [*fresh.values()], many=True), depth, chain)
+        else:
+            fresh = {}
+        joined: list[Flight | LoadError] = []
+        for key in keys:
+            flight = fresh.get(key)
+            if flight is None:
+                joined.append(self.load(key, depth, chain, waiter))
+            elif error is not None:
+                joined.append(error)
+            else:
+                flight.waiters[waiter] = None
+                joined.append(flight)
+        return joined
+
+    def detach(self, key: bytes) -> None:
+        """Let the key's load store nothing: the key was written. Those who wait get its answer."""
+        if self.flights.pop(key, None) is not None:
+            self.counters["loads_detached"] += 1
+
+    def stats(self) -> dict[str, int]:
+        """Return counters, and what is going on."""
+        return self.counters | {"loads_in_flight": len(self.flights)}
+
+    def tick(self) -> None:
+        """Count as hung what did not heed its cancellation; call about once a second."""
+        for task in self.stray:
+            if not task.done():
+                log.warning(
+                    "an async getter ignores its cancellation at load_timeout",
+                    group=self.spec.name,
+                )
+                self._hung_tasks.add(task)
+                task.add_done_callback(self._stray_ended)
+                self._threads.gave_up()
+        self.stray = []
+
+    def error_of(self, error: BaseException) -> KamaCacheError:
+        """Return what the waiters get for what a getter raised."""
+        if isinstance(error, KamaCacheError):
+            return error
+        return LoadError(
+            f"group {self.spec.name!r}: the getter raised {type(error).__name__}",
+            group=self.spec.name,
+            cause_type=type(error).__name__,
+        )
+
+    def settle(self, job: LoadJob, outcomes: Outcomes) -> None:
+        """Keep what a job loaded, and answer those who wait for it."""
+        self.running -= 1
+        if isinstance(outcomes, KamaCacheError):
+            self.counters["load_errors"] += 1
+        for flight in job.flights:
+            key = flight.key
+            outcome = outcomes if isinstance(outcomes, KamaCacheError) else outcomes.get(key)
+            if self.flights.get(key) is flight:  # else detached: stores nothing
+                del self.flights[key]
+                if not isinstance(outcome, KamaCacheError):
+                    outcome = self._keep(key, outcome)
+            flight.settle(outcome)
+
+    def _join(self, flight: Flight, depth: int, waiter: Waiter) -> None:
+        self.counters["loads_joined"] += 1
+        flight.waiters[waiter] = None
+        job = flight.job
+        assert job is not None
+        if job.depths and job.started_s is None and job.depths[-1].depth < depth:
+            # The asker holds a thread of depth - 1 and must not wait for one of the same or less.
+            # Where the deeper queue is full, the load still runs from the one it stands in.
+            self._pools[depth].submit(job)
+
+    def _start(
+        self, job: LoadJob, depth: int, chain: tuple[ChainLink, ...]
+    ) -> LoadError | None:
+        assert self.loadable is not None
+        job.chain = chain
+        if self.loadable.is_async:
+            refused = self.running >= LOADS_QUEUED_MAX
+            if not refused:
+                job.started_s = time.monotonic()
+                context = contextvars.Context()
+                context.run(current.set, job.call(depth))
+                job.task = self._loop.create_task(job.arun(), context=context)
+        else:
+            refused = not self._pools[depth].submit(job)
+        if refused:
+            self.counters["loads_refused"] += 1
+            return LoadError(
+                f"group {self.spec.name!r}: {LOADS_QUEUED_MAX} loads wait already; "
+                "the getter is too slow for what is asked of it",
+                group=self.spec.name,
+                cause_type="overloaded",
+            )
+        self.running += 1
+        self.counters["loads"] += len(job.flights)
+        for flight in job.flights:
+            self.flights[flight.key] = flight
+        job.timer = self._loop.call_later(self.spec.load_timeout_s, self._timed_out, job)
+        return None
+
+    def _timed_out(self, job: LoadJob) -> None:
+        if job.done:
+            return
+        now = time.monotonic()
+        timeout_s = self.spec.load_timeout_s
+        if job.started_s is not None and (left := job.started_s + timeout_s - now) > 0.001:
+            job.timer = self._loop.call_later(left, self._timed_out, job)  # it was queued first
+            return
+        where = "in the queue" if job.started_s is None and job.claim() else "in the getter"
+        if where == "in the getter" and job.task is None:
+            if job.started_s is None:  # claimed this instant
+                job.timer = self._loop.call_later(timeout_s, self._timed_out, job)
+                return
+            if not job.end():
+                return  # its outcome is on the way to the loop
+            assert job.thread is not None
+            log.warning(
+                "a getter runs longer than load_timeout; its thread is replaced",
+                group=self.spec.name,
+                load_timeout_s=timeout_s,
+                hung=self._threads.hung + 1,
+            )
+            job.thread.pool.give_up(job.thread)
+        elif job.task is not None:
+            job.task.cancel()
+            self.stray.append(job.task)
+        job.close()
+        self.counters["load_timeouts"] += 1
+        error = DeadlineExceededError(
+            f"group {self.spec.name!r}: the load took longer than load_timeout "
+            f"({timeout_s:g} s) {where}",
+            timeout_s=timeout_s,
+            group=self.spec.name,
+        )
+        self.settle(job, error)
+
+    def _keep(self, key: bytes, value: Loaded) -> Outcome:
+        spec = self.spec
+        try:
+            if value is not None:
+                expiry_ms = 0 if spec.ttl_ms is None else boottime_ms() + spec.ttl_ms
+                self.shard.put(key, value, expiry_ms)
+            elif spec.negative_ttl_ms:
+                self.shard.put(key, b"", boottime_ms() + spec.negative_ttl_ms, negative=True)
+        except ValueTooLargeError:
+            self.counters["loads_not_kept"] += 1  # returned all the same
+        except Exception:  # noqa: BLE001 -- a fault of the shard must not leave waiters behind
+            log.warning("the shard refused a loaded value", exc_info=True, group=spec.name)
+            self.counters["loads_not_kept"] += 1
+        return value
+
+    def _stray_ended(self, task: asyncio.Task[None]) -> None:
+        self._hung_tasks.discard(task)
+        self._threads.returned()

@@ -1,0 +1,281 @@
+"""The worker's process, from its fork to its end.
+
+*Process*: worker. `run` is called in the forked child, and returns the exit code::
+
+    open shards ─► hooks ─► listen ─► "ready" ─► serve ─┬─ SIGTERM ─► drain ─► 0
+                                                        ├─ SIGQUIT ─► 0, at once
+                                                        ├─ too many hung getters ─► EXIT_RECYCLE
+                                                        └─ supervisor dead ─► own files removed, 0
+
+SIGINT is ignored: a terminal sends it to the whole process group, and the supervisor decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import stat
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Final
+
+import uvloop
+
+from kamacache.errors import KamaCacheError
+from kamacache.getters import Loadable
+from kamacache.limits import CONNECTIONS_MAX
+from kamacache.rundir.context import EXIT_APP, EXIT_OK, EXIT_ROLE, RoleContext
+from kamacache.rundir.layout import clean_orphaned
+from kamacache.store import open_writer
+from kamacache.worker.handlers import Handlers, HostedGroup
+from kamacache.worker.pools import GetterThreads
+from kamacache.worker.protocol import Server
+
+EXIT_RECYCLE: Final = 75  # EX_TEMPFAIL: hung getters; start a fresh worker
+BACKLOG: Final = 1_024
+UPKEEP_EVERY_S: Final = 1.0
+RELIEVE_EVERY_S: Final = 0.1
+CLOSE_WITHIN_S: Final = 1.0  # for replies to be written after the drain
+SWITCH_INTERVAL_S: Final = 0.001  # a getter that computes gives the loop the GIL 1,000 times a s
+
+log = logging.getLogger("kamacache.worker")
+
+
+def run(context: RoleContext, groups: Sequence[Loadable] | None = None) -> int:
+    """Be worker ``context.index`` until told to stop; return the exit code.
+
+    ``groups`` are the app's, with their getters; None: those of the context.
+    """
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    worker = Worker(context, context.groups if groups is None else groups, loop)
+    try:
+        return loop.run_until_complete(worker.serve())
+    finally:
+        # Getter threads are daemons and may hang: no joining, and no loop.close() under them.
+        asyncio.set_event_loop(None)
+
+
+class Worker:
+    """One worker's parts, and the order in which they begin and end."""
+
+    def __init__(
+        self, context: RoleContext, groups: Sequence[Loadable], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._context: Final = context
+        self._loadables: Final = {group.spec.name: group for group in groups}
+        self._loop: Final = loop
+        self._groups: dict[str, HostedGroup] = {}
+        self._threads: Final = GetterThreads(loop, self._recycle)
+        self._handlers: Final = Handlers(self._groups, loop, self._stats)
+        self._server: Final = Server(self._handlers, loop, connections_max=CONNECTIONS_MAX)
+        self._stopping = asyncio.Event()
+        self._exit_code = EXIT_OK
+        self._drain = True
+        self._started: list[Loadable] = []  # whose on_worker_start ran
+        self._listener: asyncio.AbstractServer | None = None
+
+    async def serve(self) -> int:
+        """Begin, serve, end; return the exit code."""
+        self._watch()
+        try:
+            code = await self._begin()
+            if code != EXIT_OK:
+                return code
+            upkeep = [
+                self._loop.create_task(self._every(UPKEEP_EVERY_S, self._upkeep)),
+                self._loop.create_task(self._every(RELIEVE_EVERY_S, self._threads.relieve)),
+            ]
+            gc.collect()
+            gc.freeze()  # what the app brought is no garbage; do not look at it again
+            self._context.report_ready()
+            await self._stopping.wait()
+            if self._drain:
+                await self._finish_loads()
+            for task in upkeep:
+                task.cancel()
+            return self._exit_code
+        finally:
+            await self._end()
+
+    # -- begin -----------------------------------------------------------------------------
+
+    async def _begin(self) -> int:
+        """Open everything; an exit code other than 0 was reported as the failure."""
+        context = self._context
+        about = context.description
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        try:
+            for spec in about.groups:
+                shard = open_writer(
+                    about.shm_dir,
+                    spec,
+                    context.index,
+                    about.workers,
+                    about.hash_seed,
+                    about.boot_id,
+                )
+                self._groups[spec.name] = HostedGroup(
+                    spec, shard, self._loadables.get(spec.name), self._threads
+                )
+        except (KamaCacheError, OSError) as error:
+            context.report_failed(EXIT_ROLE, f"worker {context.index}: {error}")
+            return EXIT_ROLE
+        for name, loadable in self._loadables.items():
+            if name not in self._groups:
+                continue
+            try:
+                await self._hook(loadable.run_worker_start)
+            except Exception as error:
+                log.exception("on_worker_start raised", extra={"group": name})
+                context.report_failed(
+                    EXIT_APP,
+                    f"group {name!r}: on_worker_start raised {type(error).__name__}: {error}",
+                )
+                return EXIT_APP
+            self._started.append(loadable)
+        try:
+            listener = listen(context.socket_path, context.socket_gid)
+            self._listener = await self._loop.create_unix_server(
+                self._server.connection, sock=listener, backlog=BACKLOG
+            )
+        except OSError as error:
+            context.report_failed(
+                EXIT_ROLE,
+                f"worker {context.index} cannot listen on {context.socket_path}: {error}",
+            )
+            return EXIT_ROLE
+        return EXIT_OK
+
+    def _watch(self) -> None:
+        loop = self._loop
+        loop.add_signal_handler(signal.SIGTERM, self._stop, EXIT_OK, True)
+        loop.add_signal_handler(signal.SIGQUIT, self._stop, EXIT_OK, False)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        if self._context.parent_pidfd >= 0:
+            loop.add_reader(self._context.parent_pidfd, self._orphaned)
+
+    async def _hook(self, hook: Callable[[], Awaitable[None] | None]) -> None:
+        awaitable = hook()
+        if awaitable is not None:
+            await awaitable
+
+    # -- serve -----------------------------------------------------------------------------
+
+    async def _every(self, seconds: float, call: Callable[[], None]) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                call()
+            except Exception:
+                log.exception("upkeep failed")
+
+    def _upkeep(self) -> None:
+        self._server.sweep()
+        for group in self._groups.values():
+            group.loader.tick()
+            group.shard.maintain()
+
+    def _stats(self) -> dict[str, int]:
+        return {
+            "connections": len(self._server.connections),
+            "connections_refused": self._server.refused,
+            "getters_hung": self._threads.hung,
+            "getters_replaced": self._threads.replaced,
+        }
+
+    # -- end -------------------------------------------------------------------------------
+
+    def _stop(self, code: int, drain: bool) -> None:
+        self._drain = self._drain and drain
+        if self._stopping.is_set():
+            return
+        self._exit_code = code
+        self._handlers.draining = True
+        self._stopping.set()
+
+    def _recycle(self) -> None:
+        if not self._stopping.is_set():
+            log.error(
+                "too many getters hang; this worker ends and a fresh one takes its place",
+                extra={"shard": self._context.index, "hung": self._threads.hung},
+            )
+            self._stop(EXIT_RECYCLE, False)
+
+    def _orphaned(self) -> None:
+        about = self._context.description
+        clean_orphaned(self._context.run_dir, about.epoch, about.shm_dir)
+        os._exit(EXIT_OK)  # nothing of ours is left that others could need
+
+    async def _finish_loads(self) -> None:
+        """Accept no more, and wait for the loads in flight, but not for ever."""
+        if self._listener is not None:
+            self._unlink_socket()
+            self._listener.close()
+        deadline_s = self._loop.time() + self._context.drain_timeout_s
+        while self._handlers.loads_in_flight and self._drain:
+            if self._loop.time() > deadline_s:
+                log.warning(
+                    "loads did not end in time; they are given up",
+                    extra={"shard": self._context.index},
+                )
+                break
+            await asyncio.sleep(0.01)
+
+    async def _end(self) -> None:
+        if self._listener is not None:
+            self._unlink_socket()
+            self._listener.close()
+        # Settled in this turn of the loop, a reply is sent in the next.
+        await asyncio.sleep(0)
+        self._server.close()
+        deadline_s = self._loop.time() + CLOSE_WITHIN_S
+        while self._server.connections and self._loop.time() < deadline_s:
+            await asyncio.sleep(0.005)
+        self._server.abort()
+        self._threads.close()
+        for loadable in self._started:
+            try:
+                await self._hook(loadable.run_worker_stop)
+            except Exception:
+                log.exception("on_worker_stop raised", extra={"group": loadable.spec.name})
+        for group in self._groups.values():
+            group.shard.close()
+
+    def _unlink_socket(self) -> None:
+        with suppress(OSError):
+            os.unlink(self._context.socket_path)
+
+
+def listen(path: str, gid: int | None) -> socket.socket:
+    """Return a listening socket that only we, or a group too, may connect to.
+
+    Bound under another name and renamed: who finds the path finds it listening, and a socket
+    that a dead worker left there is replaced in one step.
+    """
+    fresh = f"{path}.new"
+    with suppress(FileNotFoundError):
+        os.unlink(fresh)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        before = os.umask(0o177)
+        try:
+            listener.bind(fresh)
+        finally:
+            os.umask(before)
+        if gid is not None:
+            os.chown(fresh, -1, gid)
+            os.chmod(fresh, stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IWGRP)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+        os.rename(fresh, path)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
