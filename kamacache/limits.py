@@ -40,6 +40,7 @@ NEAR_VALID_MS_MAX: Final = 5_000
 SERVE_UNTIL_AHEAD_MS: Final = 2_000
 SERVE_UNTIL_EVERY_S: Final = 0.5
 COUNTER_FLUSH_S: Final = 1.0
+MAINTAIN_EVERY_S: Final = 1.0  # how often a writer frees expired segments and publishes counts
 REATTACH_EVERY_S: Final = 0.5  # how often a process without a node looks for one
 DRAIN_TIMEOUT_S: Final = 10.0
 BOOT_TIMEOUT_S: Final = 60.0
@@ -53,7 +54,9 @@ LOAD_THREADS: Final = 16  # default of a group's load_threads; each depth has it
 LOAD_THREADS_MAX: Final = 256
 LOADS_QUEUED_MAX: Final = 4_096
 HUNG_THREADS_MAX: Final = 32  # getter threads given up in one worker before it is recycled
+RELIEF_THREADS_MAX: Final = 64  # beyond load_threads, where nested loads wait for each other
 LOAD_THREAD_IDLE_S: Final = 30.0  # after which an idle getter thread of a single instance ends
+HUNG_SWEEP_S: Final = 0.2  # how often an asker of a queued load looks for hung threads
 LOADS_ABANDONED_MAX: Final = 3  # loads lost with their event loop before an asker gives up
 
 # Processes.
