@@ -17,8 +17,7 @@ if hasattr(time, "CLOCK_BOOTTIME"):
 else:  # not Linux: single-instance mode and the remote client only
     boottime_s = time.monotonic
 
-VERSION_COUNTER_BITS: Final = 12
-VERSION_BITS: Final = 56  # 44 bits of wall-clock milliseconds (to the year 2527), 12 of counter
+VERSION_BITS: Final = 56  # units of 256 ns since 1970: to the year 2554
 VERSION_MAX: Final = (1 << VERSION_BITS) - 1
 
 
@@ -28,23 +27,25 @@ def boottime_ms() -> int:
 
 
 class HybridClock:
-    """Issues versions that never go back: wall-clock milliseconds, then a counter.
+    """Issues versions that never go back: the wall clock in units of 256 ns, or the last plus one.
 
-    Source: Kulkarni et al., "Logical Physical Clocks", 2014. Not safe for threads; the single
-    writer of a shard owns it.
+    Source: Kulkarni et al., "Logical Physical Clocks", 2014; one field serves as time and counter,
+    which is finer than a writer can write. Not safe for threads; the single writer of a shard
+    owns it.
     """
 
-    __slots__ = ("_wall_s", "last")
+    __slots__ = ("_wall_ns", "last")
 
-    def __init__(self, last: int = 0, *, wall_s: Callable[[], float] = time.time) -> None:
+    def __init__(self, last: int = 0, *, wall_ns: Callable[[], int] = time.time_ns) -> None:
         self.last = last
-        self._wall_s = wall_s
+        self._wall_ns = wall_ns
 
     def next(self) -> int:
         """Return a version greater than every one issued or observed before."""
-        now = int(self._wall_s() * 1000) << VERSION_COUNTER_BITS
-        last = self.last
-        self.last = version = now if now > last else last + 1
+        version = self._wall_ns() >> 8
+        if version <= self.last:
+            version = self.last + 1
+        self.last = version
         return version
 
     def observe(self, version: int) -> None:

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 from xxhash import xxh3_64_intdigest
 
-MASK64 = (1 << 64) - 1
-
 
 def shard_hash(key: bytes, seed: int) -> int:
     """Return the 64-bit shard hash of a key's bytes."""
@@ -35,10 +33,9 @@ def home_slot(digest: int, slots: int) -> int:
 
 
 def second_slot(digest: int, slots: int) -> int:
-    """Return the slot of the second choice, from other bits by a multiplicative mix.
+    """Return the slot of the second choice: the home's bits, mixed with the tag's.
 
-    The constant is splitmix64's first multiplier (Steele et al., "Fast Splittable Pseudorandom
-    Number Generators", 2014).
+    Not the worker's bits: those are nearly equal for all keys of one shard. The constant is
+    MurmurHash2's multiplier (Austin Appleby), odd and of 31 bits.
     """
-    mixed = ((digest ^ digest >> 29) * 0xBF58476D1CE4E5B9 & MASK64) >> 32
-    return mixed * slots >> 32
+    return ((digest ^ (digest >> 48) * 0x5BD1E995) & 0xFFFFFFFF) * slots >> 32

@@ -58,7 +58,6 @@ class SegmentLog:
         "_data",
         "_expiring",
         "_log_offset",
-        "_open",
         "_segment_bytes",
         "_table",
         "_tails",
@@ -66,6 +65,7 @@ class SegmentLog:
         "closed",
         "free",
         "live_bytes",
+        "open",
     )
 
     def __init__(self, arena: Arena, classes: int) -> None:
@@ -76,7 +76,7 @@ class SegmentLog:
         self._table = sizes.table_word
         self._log_offset = sizes.log_offset
         self._segment_bytes = sizes.segment_bytes
-        self._open: list[OpenSegment | None] = [None] * classes
+        self.open: list[OpenSegment | None] = [None] * classes
         self._tails: list[OpenSegment | None] = [None] * classes
         self.free: deque[int] = deque()
         self.closed: list[deque[int]] = [deque() for _ in range(classes)]
@@ -107,11 +107,10 @@ class SegmentLog:
 
     def fits(self, segment_class: int, size: int) -> bool:
         """Tell whether a record of this padded size can be appended without a new segment."""
-        current = self._open[segment_class]
-        if current is not None and current.position + size <= current.end:
-            return True
-        tail = self._tails[segment_class]
-        return tail is not None and tail.position + size <= tail.end
+        for current in (self.open[segment_class], self._tails[segment_class]):
+            if current is not None and current.position + size <= current.end:
+                return True
+        return False
 
     def append(self, segment_class: int, record: bytes, size: int, expiry_ms: int) -> int:
         """Write a record and return its index word without the tag; nobody sees it yet.
@@ -119,7 +118,7 @@ class SegmentLog:
         ``size`` is the padded size. Takes a free segment when none open has room: the caller
         keeps one (IndexError otherwise, a defect).
         """
-        current = self._open[segment_class]
+        current = self.open[segment_class]
         if current is None or current.position + size > current.end:
             current = self._with_room(segment_class, size)
         position = current.position
@@ -149,7 +148,7 @@ class SegmentLog:
         tail = self._tails[segment_class]
         if tail is not None and tail.position + size <= tail.end:
             return tail
-        current = self._open[segment_class]
+        current = self.open[segment_class]
         if current is not None:
             self._retire(segment_class, current)
         segment = self.free.popleft()
@@ -162,7 +161,7 @@ class SegmentLog:
         words[H_ORDER] = order = words[H_ORDER] + 1
         words[row + S_ORDER] = order
         words[row + S_STATE] = generation << 16 | segment_class << 8 | STATE_OPEN
-        self._open[segment_class] = opened = OpenSegment(
+        self.open[segment_class] = opened = OpenSegment(
             segment, row, start, start + self._segment_bytes, generation
         )
         return opened
@@ -231,7 +230,7 @@ class SegmentLog:
 
     def segments_of(self, segment_class: int) -> int:
         """Return how many segments a class holds, its open ones counted."""
-        opened = self._open[segment_class] is not None
+        opened = self.open[segment_class] is not None
         tail = self._tails[segment_class] is not None
         return len(self.closed[segment_class]) + opened + tail
 

@@ -31,6 +31,7 @@ from kamacache.store.layout import (
     H_COUNTERS,
     H_HEARTBEAT,
     H_VERSION,
+    HEADER_WORDS,
     KEY_LENGTH_MASK,
     PLACE_MASK,
     RECORD_HEADER,
@@ -76,6 +77,7 @@ class ShardWriter:
         self._index = arena.index
         self._access = arena.access
         self._slots = arena.geometry.slots
+        self._segment_bytes = arena.geometry.segment_bytes
         self._log = SegmentLog(arena, 2 if eviction == "s3fifo" else 1)
         self._policy = make_policy(eviction, arena, self._log)
         self._versions = HybridClock(self._words[H_VERSION])
@@ -87,6 +89,7 @@ class ShardWriter:
         )
         self._compact_below = int(arena.geometry.log_bytes * _COMPACT_BELOW)
         self.items = self._slots - bytes(self._access).count(0)
+        self._puts = 0
         self._counts = dict.fromkeys(COUNTERS, 0)
 
     # -- one key ---------------------------------------------------------------------------
@@ -111,67 +114,60 @@ class ShardWriter:
         entry). Raises `ValueTooLargeError`; the old entry then stands.
         """
         key_bytes = len(key)
-        length = RECORD_HEADER_BYTES + key_bytes + len(value)
-        size = (length + 7) & ~7
-        digest = xxh3_64_intdigest(key, self._seed)
-        if size > self.arena.geometry.segment_bytes:
+        size = (RECORD_HEADER_BYTES + key_bytes + len(value) + 7) & ~7
+        if size > self._segment_bytes:
             self.check_size(key, value)
-        policy = self._policy
+        digest = xxh3_64_intdigest(key, self._seed)
         slot, old_word = self._slot_of(key, digest)
+        words, segments = self._words, self._log
         if old_word:
-            segment_class = self._log.class_at(old_word & PLACE_MASK)
+            segment_class = segments.class_at(old_word & PLACE_MASK)
+            if version is not None and words[(old_word & PLACE_MASK) + 2] >> 8 >= version:
+                return False
         else:
-            segment_class = policy.admit(digest)
-        if not self._log.fits(segment_class, size) and len(self._log.free) <= _RESERVE_SEGMENTS:
-            self._take_back()
+            segment_class = self._policy.admit(digest)
+        current = segments.open[segment_class]
+        if current is None or current.position + size > current.end:
+            self._make_room(segment_class, size)
             slot, old_word = self._slot_of(key, digest)  # the entry may have moved or gone
-        words = self._words
-        old_size = 0
-        if old_word:
-            place = old_word & PLACE_MASK
-            head = words[place]
-            if version is not None and words[place + 2] >> 8 >= version:
-                return False
-            old_size = (
-                RECORD_HEADER_BYTES + (head & KEY_LENGTH_MASK) + (head >> VALUE_LENGTH_SHIFT) + 7
-            ) & ~7
-        if expiry_ms and (expiry_ms > EXPIRY_MS_MAX or expiry_ms <= self._clock_ms()):
-            if expiry_ms > EXPIRY_MS_MAX:
-                expiry_ms = EXPIRY_MS_MAX
-            else:
+        if expiry_ms:
+            if expiry_ms <= self._clock_ms():
                 if old_word:
-                    self._drop(slot, old_word & PLACE_MASK, old_size)
+                    self._drop(slot, old_word & PLACE_MASK)
                 return False
+            expiry_ms = min(expiry_ms, EXPIRY_MS_MAX)
+            key_bytes |= FLAG_EXPIRES
+        if negative:
+            key_bytes |= FLAG_NEGATIVE
         if version is None:
             version = self._versions.next()
         else:
             self._versions.observe(version)
-        flags = (FLAG_EXPIRES if expiry_ms else 0) | (FLAG_NEGATIVE if negative else 0)
         body = key + value
         record = (
             RECORD_HEADER.pack(
                 len(value) << VALUE_LENGTH_SHIFT
                 | (xxh3_64_intdigest(body, version) & CHECKSUM_MASK) << CHECKSUM_SHIFT
-                | flags
                 | key_bytes,
                 expiry_ms << EXPIRY_SHIFT | slot & SLOT_LOW_MASK,
                 version << 8 | slot >> 24,
             )
             + body
         )
-        word = self._log.append(segment_class, record, size, expiry_ms)
+        word = digest >> TAG_SHIFT << TAG_SHIFT | segments.append(
+            segment_class, record, size, expiry_ms
+        )
         words[H_VERSION] = version
+        self._puts += 1
         if old_word:
             # From this store on every reader and near cache sees the new value.
-            self._index[slot] = digest >> TAG_SHIFT << TAG_SHIFT | word
-            self._log.kill(old_word & PLACE_MASK, old_size)
-            self._touch(slot)
+            self._index[slot] = word
+            segments.kill(old_word & PLACE_MASK, self._size_at(old_word & PLACE_MASK))
+            self._access[slot] = self._policy.touch[self._access[slot]]
         else:
-            self._access[slot] = policy.fresh
-            self._index[slot] = digest >> TAG_SHIFT << TAG_SHIFT | word
+            self._access[slot] = self._policy.fresh
+            self._index[slot] = word
             self.items += 1
-        self._counts["puts"] += 1
-        policy.written(size)
         return True
 
     def delete(self, key: bytes) -> bool:
@@ -184,8 +180,7 @@ class ShardWriter:
         head = self._words[place]
         expiry_ms = self._words[place + 1] >> EXPIRY_SHIFT
         alive = not head & FLAG_NEGATIVE and not 0 < expiry_ms <= self._clock_ms()
-        size = RECORD_HEADER_BYTES + (head & KEY_LENGTH_MASK) + (head >> VALUE_LENGTH_SHIFT)
-        self._drop(slot, place, (size + 7) & ~7)
+        self._drop(slot, place)
         self._counts["deletes"] += alive
         return alive
 
@@ -225,12 +220,21 @@ class ShardWriter:
             end = at + len(key)
             if self._words[place] & KEY_LENGTH_MASK == len(key) and self._data[at:end] == key:
                 return home, word
-        found = elsewhere(self._data, self._words, index, slots, digest, home, key)
-        if found is not None:
-            return found[0], found[1]
+        # A bucket whose bytes do not hold the tag's two bytes does not hold the key.
+        tag = (digest >> TAG_SHIFT).to_bytes(2, "little")
+        second = second_slot(digest, slots)
+        first_byte = (HEADER_WORDS + (home & -BUCKET_SLOTS)) * 8
+        second_byte = (HEADER_WORDS + (second & -BUCKET_SLOTS)) * 8
+        data = self._data
+        if (
+            tag in data[first_byte : first_byte + BUCKET_SLOTS * 8]
+            or tag in data[second_byte : second_byte + BUCKET_SLOTS * 8]
+        ):
+            found = elsewhere(data, self._words, index, slots, digest, home, key)
+            if found is not None:
+                return found[0], found[1]
         if not word:
             return home, 0
-        second = second_slot(digest, slots)
         if not index[second]:
             return second, 0
         return self._free_slot(home, second), 0
@@ -245,30 +249,35 @@ class ShardWriter:
                 level = self._access[slot]
                 if level < lowest:
                     stalest, lowest = slot, level
-        place = self._index[stalest] & PLACE_MASK
-        head = self._words[place]
-        size = RECORD_HEADER_BYTES + (head & KEY_LENGTH_MASK) + (head >> VALUE_LENGTH_SHIFT)
-        self._drop(stalest, place, (size + 7) & ~7)
+        self._drop(stalest, self._index[stalest] & PLACE_MASK)
         self._counts["index_evictions"] += 1
         self._counts["evictions"] += 1
         return stalest
 
-    def _touch(self, slot: int) -> None:
-        self._access[slot] = self._policy.touch[self._access[slot]] or self._policy.fresh
-
-    def _drop(self, slot: int, place: int, size: int) -> None:
+    def _drop(self, slot: int, place: int) -> None:
+        size = self._size_at(place)
         self._index[slot] = 0
         self._access[slot] = 0
         self._log.kill(place, size)
         self.items -= 1
 
+    def _size_at(self, place: int) -> int:
+        """Return the padded size of the record at a place."""
+        head = self._words[place]
+        length = RECORD_HEADER_BYTES + (head & KEY_LENGTH_MASK) + (head >> VALUE_LENGTH_SHIFT)
+        return (length + 7) & ~7
+
     # -- space -----------------------------------------------------------------------------
 
-    def _take_back(self) -> None:
-        """Free segments until one more than the reserve is in hand.
+    def _make_room(self, segment_class: int, size: int) -> None:
+        """See to it that a record of this size can be appended to the class.
 
-        Bounded: after `_VICTIMS_MAX` victims whose records moved on, the next is dropped whole.
+        Frees segments until there is one more than the reserve. Bounded: after `_VICTIMS_MAX`
+        victims whose records nearly all moved on, the next is dropped whole.
         """
+        if self._log.fits(segment_class, size):
+            return
+        self._policy.segment_filled()
         segments = self._log
         for attempt in range(_VICTIMS_MAX + 1):
             if len(segments.free) > _RESERVE_SEGMENTS:
@@ -362,6 +371,7 @@ class ShardWriter:
         """Return the counters of `layout.COUNTERS`, in that order, since this writer began."""
         counts = self._counts
         counts["items"] = self.items
+        counts["puts"] = self._puts
         counts["live_bytes"] = self._log.live_bytes
         if isinstance(self._policy, S3FifoPolicy):
             counts["ghost_hits"] = self._policy.ghost_hits
