@@ -26,6 +26,7 @@ class FrontServer:
 
     def __init__(self, engines: Mapping[str, Engine], settings: FrontSettings) -> None:
         self._settings = settings
+        self.port = 0  # until it is bound
         self._health = HealthServicer((SERVICE.full_name,), watchers_max=settings.watchers_max)
         self._server = grpc.aio.server(
             options=settings.server_options(), maximum_concurrent_rpcs=settings.calls_max
@@ -45,6 +46,7 @@ class FrontServer:
         if port == 0:  # what older grpcio says instead of raising
             raise NodeUnavailableError(f"cannot listen on {listen}")
         await self._server.start()
+        self.port = port
         return port
 
     async def drain(self) -> None:

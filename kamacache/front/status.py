@@ -21,6 +21,7 @@ from kamacache.errors import (
     KeyTooLongError,
     LoadError,
     NodeUnavailableError,
+    StorageError,
     ValueTooLargeError,
     from_fields,
     to_fields,
@@ -43,6 +44,7 @@ CODES: Final[dict[type[KamaCacheError], grpc.StatusCode]] = {
     LoadError: grpc.StatusCode.UNKNOWN,
     NodeUnavailableError: grpc.StatusCode.UNAVAILABLE,
     DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    StorageError: grpc.StatusCode.INTERNAL,
 }
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -79,22 +81,23 @@ def from_rpc(error: grpc.RpcError, target: str) -> KamaCacheError:
     Without our trailer (the server is none of ours, or gRPC itself refused the call) the status
     code decides the class. ``target`` names the server in the message.
     """
-    for name, value in _trailers(error):
+    for name, value in _part(error, "trailing_metadata") or ():
         if name == ERROR_KEY:
             try:
                 return from_fields(*_decode(value))
             except (msgspec.MsgspecError, TypeError):
                 break  # not ours after all; the code says enough
-    code = error.code() if isinstance(error, grpc.Call) else None
-    details = (error.details() if isinstance(error, grpc.Call) else None) or str(error)
+    code = _part(error, "code")
+    details = _part(error, "details") or str(error)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceededError(f"{target} did not answer in time")
     if code is grpc.StatusCode.UNAVAILABLE:
         return NodeUnavailableError(f"no node answers at {target} ({details})")
-    name = code.name if code is not None else "no status"
-    return KamaCacheError(f"{target} answered {name}: {details}")
+    status = code.name if code is not None else "no status"
+    return KamaCacheError(f"{target} answered {status}: {details}")
 
 
-def _trailers(error: grpc.RpcError) -> Any:
-    trailers = getattr(error, "trailing_metadata", None)
-    return (trailers() or ()) if callable(trailers) else ()
+def _part(error: grpc.RpcError, name: str) -> Any:
+    # An error of grpc.aio is no grpc.Call, though it has the same methods.
+    method = getattr(error, name, None)
+    return method() if callable(method) else None

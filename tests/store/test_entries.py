@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from kamacache.clock import boottime_ms
 from kamacache.config import GroupSpec
 from kamacache.store import NEGATIVE, private_shard
@@ -18,7 +20,7 @@ class Clock:
         return self.now_s
 
 
-def made(serve_until: memoryview | None = None):
+def made(serve_until: memoryview | None = None) -> tuple[Any, Any, Any, Clock]:
     writer, lookup = private_shard(GroupSpec(name="g", cache_bytes=1 << 20))
     clock = Clock()
     entry = make_entry_lookup(
