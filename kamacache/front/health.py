@@ -17,7 +17,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
-class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no types
+class HealthServicer(health_pb2_grpc.HealthServicer):
     """Answers for the server as a whole ("") and for the services named."""
 
     def __init__(self, services: tuple[str, ...], *, watchers_max: int) -> None:
@@ -41,6 +41,15 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # i
         if request.service not in self._services:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
         return self._reply()
+
+    async def List(  # noqa: N802
+        self, request: health_pb2.HealthListRequest, context: Any
+    ) -> health_pb2.HealthListResponse:
+        """Return the state of every service."""
+        reply = health_pb2.HealthListResponse()
+        for service in self._services:
+            reply.statuses[service].CopyFrom(self._reply())
+        return reply
 
     async def Watch(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: Any

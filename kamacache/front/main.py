@@ -5,7 +5,7 @@ when the supervisor dies). grpc is imported in `run` and not before, so that who
 module does not load it.
 
     TERM        drain: NOT_SERVING, calls in flight finish, at most drain_timeout_s
-    INT, QUIT   end all calls now
+    INT, QUIT   end all calls now, in a drain too
 """
 
 from __future__ import annotations
@@ -44,18 +44,17 @@ def run(context: RoleContext, settings: FrontSettings | None = None) -> None:
 
 
 async def _serve(context: RoleContext, settings: FrontSettings) -> None:
-    told = asyncio.Event()
-    drain = False
+    told, at_once = asyncio.Event(), asyncio.Event()
 
-    def on_term() -> None:
-        nonlocal drain
-        drain = True
+    def on_interrupt() -> None:
+        at_once.set()
         told.set()
 
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, on_term)
-    for at_once in (signal.SIGINT, signal.SIGQUIT):
-        loop.add_signal_handler(at_once, told.set)
+    # A second TERM changes nothing: systemd and the supervisor may both send one.
+    loop.add_signal_handler(signal.SIGTERM, told.set)
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        loop.add_signal_handler(number, on_interrupt)
 
     from kamacache.front.server import FrontServer
 
@@ -63,14 +62,14 @@ async def _serve(context: RoleContext, settings: FrontSettings) -> None:
     await server.start()
     context.report_ready()
     await told.wait()
-    if drain:
+    if not at_once.is_set():
         log.info("the front drains")
-        # A second, ruder signal ends the drain.
-        told.clear()
-        ruder = asyncio.ensure_future(told.wait())
         draining = asyncio.ensure_future(server.drain())
-        await asyncio.wait((ruder, draining), return_when=asyncio.FIRST_COMPLETED)
+        ruder = asyncio.ensure_future(at_once.wait())
+        await asyncio.wait((draining, ruder), return_when=asyncio.FIRST_COMPLETED)
         ruder.cancel()
+        if draining.done():
+            await draining  # its error, where it had one
     await server.stop()
 
 

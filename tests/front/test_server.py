@@ -30,6 +30,11 @@ async def test_health_says_serving_for_the_server_and_the_service(serving: Any) 
         for service in ("", "kamacache.v1.Cache"):
             reply = await check(health_pb2.HealthCheckRequest(service=service))
             assert reply.status == SERVING
+        listed = await health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest())
+        assert {name: reply.status for name, reply in listed.statuses.items()} == {
+            "": SERVING,
+            "kamacache.v1.Cache": SERVING,
+        }
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await check(health_pb2.HealthCheckRequest(service="other"))
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
