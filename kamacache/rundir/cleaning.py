@@ -12,12 +12,17 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import threading
 from pathlib import Path
 
 from kamacache.errors import NodeUnavailableError
 from kamacache.rundir.control import end_serving
 from kamacache.rundir.description import read_description
 from kamacache.rundir.layout import EPOCH_NAME, RunDir, SupervisorLock
+
+# POSIX locks do not tell the threads of a process apart: both the role's loop and its watching
+# thread may find the supervisor dead, and the second must not unlink a successor's lock.
+_cleaning = threading.Lock()
 
 
 def clean_stale(run_dir: RunDir, shm_root: str | os.PathLike[str]) -> int:
@@ -53,15 +58,16 @@ def clean_orphaned(run_dir: RunDir, epoch: str, shm_dir: str | os.PathLike[str])
     The epoch's folders are nobody else's. node.json may be a successor's by now, so it is
     touched only under the lock: who gets it is alone, who does not leaves node.json to its holder.
     """
-    with contextlib.suppress(OSError):
-        lock = SupervisorLock.take(run_dir)
-        if isinstance(lock, SupervisorLock):
-            _unpublish(run_dir, epoch)
-            lock.release()
-    remove_epoch_folder(Path(shm_dir))
-    with contextlib.suppress(OSError):
-        Path(shm_dir).parent.rmdir()
-    remove_epoch_folder(run_dir.sockets_dir(epoch))
+    with _cleaning:
+        with contextlib.suppress(OSError):
+            lock = SupervisorLock.take(run_dir)
+            if isinstance(lock, SupervisorLock):
+                _unpublish(run_dir, epoch)
+                lock.release()
+        remove_epoch_folder(Path(shm_dir))
+        with contextlib.suppress(OSError):
+            Path(shm_dir).parent.rmdir()
+        remove_epoch_folder(run_dir.sockets_dir(epoch))
 
 
 def remove_epoch_folder(path: Path) -> bool:

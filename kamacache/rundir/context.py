@@ -46,6 +46,7 @@ class RoleContext:
     parent_pidfd: int  # readable once the supervisor is dead
     app: str | None = None
     groups: tuple[Any, ...] = ()
+    run_dir_is_temporary: bool = False  # made for this node alone: goes with it
     socket_gid: int | None = None  # group that may connect; None: the owner alone
     drain_timeout_s: float = DRAIN_TIMEOUT_S
 

@@ -22,6 +22,7 @@ from kamacache.errors import ConfigError
 EPOCH_NAME: Final = re.compile(r"[0-9a-f]{16}")
 SOCKET_PATH_BYTES_MAX: Final = 107  # sun_path of AF_UNIX, less the closing zero
 SHM_ROOT: Final = "/dev/shm"
+LOCK_TRIES_MAX: Final = 100
 
 _FLOCK: Final = struct.Struct("@hhqqi")  # struct flock: type, whence, start, length, pid
 
@@ -88,7 +89,7 @@ class RunDir:
         Raises `ConfigError` where it cannot be made, belongs to another user, or is too long a
         path for a Unix socket in it.
         """
-        longest = len(os.fsencode(self.path)) + len("/0123456789abcdef/worker-255.sock")
+        longest = len(os.fsencode(self.path)) + len("/0123456789abcdef/worker-255.sock.new")
         if longest > SOCKET_PATH_BYTES_MAX:
             raise ConfigError(
                 f"run directory {self.path} is {longest - SOCKET_PATH_BYTES_MAX} bytes too long "
@@ -139,15 +140,31 @@ class SupervisorLock:
     the supervisor.
     """
 
-    __slots__ = ("_fd",)
+    __slots__ = ("_fd", "_path")
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, path: Path) -> None:
         self._fd = fd
+        self._path = path
 
     @classmethod
     def take(cls, run_dir: RunDir) -> SupervisorLock | int:
         """Return the lock, or the pid of the process that holds it (0 when it cannot be told)."""
-        fd = os.open(run_dir.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        for _ in range(LOCK_TRIES_MAX):
+            fd = os.open(run_dir.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            holder = cls._try(fd)
+            if holder is not None:
+                return holder
+            # A holder that ended between our open and our lock removed the file: the lock we
+            # have is on a file that nobody else will find. The name must still mean this file.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), os.stat(run_dir.lock_path)):
+                    return cls(fd, run_dir.lock_path)
+            os.close(fd)
+        return 0
+
+    @staticmethod
+    def _try(fd: int) -> int | None:
+        """Lock and return None; or close the file and return the holder's pid."""
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -159,7 +176,7 @@ class SupervisorLock:
         except BaseException:
             os.close(fd)
             raise
-        return cls(fd)
+        return None
 
     @property
     def fd(self) -> int:
@@ -167,7 +184,8 @@ class SupervisorLock:
         return self._fd
 
     def release(self) -> None:
-        """Give the lock up. The file stays: unlinking it would let two nodes hold "the" lock."""
+        """Remove the file and give the lock up, in this order: see `take`."""
         if self._fd >= 0:
+            self._path.unlink(missing_ok=True)
             os.close(self._fd)
             self._fd = -1

@@ -30,7 +30,7 @@ from kamacache.errors import KamaCacheError
 from kamacache.getters import Loadable
 from kamacache.limits import CONNECTIONS_MAX
 from kamacache.rundir.context import EXIT_APP, EXIT_OK, EXIT_ROLE, RoleContext
-from kamacache.rundir.layout import clean_orphaned
+from kamacache.rundir.cleaning import clean_orphaned
 from kamacache.store import open_writer
 from kamacache.worker.handlers import Handlers, HostedGroup
 from kamacache.worker.pools import GetterThreads

@@ -1,0 +1,158 @@
+"""``kamacache-node``: flags, environment and file in, a supervisor out.
+
+*Process*: becomes the supervisor. Wiring only: the settings are `kamacache.node.settings`.
+
+The ready line is the one line on stdout, and stable::
+
+    kamacache-node ready: 8 workers, listening on 127.0.0.1:8001, attach with KAMACACHE_RUN_DIR=/...
+
+("not listening" in place of "listening on ..." without gRPC; "1 worker" for one).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import Any
+
+import click
+
+import kamacache
+from kamacache.errors import ConfigError
+from kamacache.limits import FRONTS_MAX, WORKERS_MAX
+from kamacache.node.exits import NodeEndError
+from kamacache.node.settings import (
+    ENVIRONMENT_PREFIX,
+    LISTEN_DEFAULT,
+    LOG_FORMATS,
+    LOG_LEVELS,
+    from_layers,
+    read_file,
+)
+from kamacache.rundir.context import EXIT_CONFIG
+
+EPILOG = """\
+Every option is also a variable (--run-dir: KAMACACHE_RUN_DIR) and a key of the TOML file
+(run_dir = "..."), where groups are tables: [groups.scores] cache_bytes = "64MiB". Options beat
+variables, variables beat the file.
+
+\b
+Examples:
+  kamacache-node --group scores:64MiB
+  kamacache-node --workers 8 --app myapp.cache:groups --run-dir /run/myapp-cache
+  kamacache-node --config /etc/kamacache/node.toml --log-format json
+
+\b
+Exit codes: 0 stopped as told, 2 wrong usage, 3 a role could not start, 4 the app could not be
+loaded, 78 a setting cannot work. Signals: TERM finishes what is in flight, INT and QUIT end at
+once.
+"""
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EPILOG,
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, WORKERS_MAX),
+    metavar="N",
+    help="Worker processes; each owns one shard of every group. Default: one for each "
+    "CPU, at most 8.",
+)
+@click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    help=f"Where the gRPC fronts listen; 'none' for no gRPC. Default: {LISTEN_DEFAULT}.",
+)
+@click.option(
+    "--fronts",
+    type=click.IntRange(0, FRONTS_MAX),
+    metavar="M",
+    help="gRPC front processes, sharing the port; 0 for no gRPC. Default: 1.",
+)
+@click.option(
+    "--app",
+    metavar="MODULE:ATTR",
+    help="The groups with their getters: a Group, a list of Groups, a Node, or a "
+    "callable that returns one. Imported from the working directory, in the workers.",
+)
+@click.option(
+    "--group",
+    multiple=True,
+    metavar="NAME:SIZE[,OPTION=VALUE...]",
+    help="A group without a getter, or another size for one of the app's: "
+    "scores:64MiB,eviction=s3fifo,ttl=60. May be given more than once.",
+)
+@click.option(
+    "--run-dir",
+    metavar="DIR",
+    help="Where processes attach; one node for each. Default: $XDG_RUNTIME_DIR/"
+    "kamacache, for root /run/kamacache.",
+)
+@click.option("--shm-dir", metavar="DIR", help="Folder on tmpfs for the shards. Default: /dev/shm.")
+@click.option("--config", metavar="FILE", help="TOML file with any of these settings.")
+@click.option(
+    "--socket-group",
+    metavar="GROUP",
+    help="A Unix group whose processes may attach too. Default: only the own user's.",
+)
+@click.option(
+    "--insecure",
+    is_flag=True,
+    default=None,
+    help="Listen beyond loopback although there is neither TLS nor a token.",
+)
+@click.option("--log-level", type=click.Choice(LOG_LEVELS), help="Default: info.")
+@click.option("--log-format", type=click.Choice(LOG_FORMATS), help="Default: console.")
+@click.option(
+    "--peers",
+    multiple=True,
+    metavar="HOST:PORT,...",
+    help="The cluster's nodes. This version runs single nodes: only itself.",
+)
+@click.option("--discover", metavar="URL", hidden=True)
+@click.option("--advertise", metavar="HOST:PORT", hidden=True)
+@click.option("--api", metavar="HOST:PORT", hidden=True)
+@click.version_option(kamacache.__version__, prog_name="kamacache-node")
+def command(config: str | None, **flags: Any) -> int:
+    """Run a cache node on this host: worker processes that hold groups in shared memory.
+
+    Attach to it from Python with kamacache.attach(DIR), or by KAMACACHE_RUN_DIR=DIR in the
+    environment of the program.
+    """
+    try:
+        path = config or os.environ.get(ENVIRONMENT_PREFIX + "CONFIG")
+        settings = from_layers(flags, os.environ, read_file(path) if path else {})
+    except ConfigError as error:
+        return _refused(EXIT_CONFIG, str(error))
+    # Now and not at the top: --help and a wrong flag answer without loading the node.
+    from kamacache.node.logs import configure_logs
+    from kamacache.node.supervisor import Supervisor
+
+    configure_logs(settings.log_level, settings.log_format, role="supervisor", pid=os.getpid())
+    try:
+        return Supervisor(settings, on_ready=_say).run()
+    except NodeEndError as error:
+        return _refused(error.code, error.message) if error.code else 0
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # nobody reads it any more: no reason to end
+        print(line, flush=True)
+
+
+def _refused(code: int, message: str) -> int:
+    print(f"kamacache-node: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def main() -> None:
+    """Run the command; the console script."""
+    # A node never inherits the run directory that its own program may be attached to.
+    sys.exit(command.main(prog_name="kamacache-node", standalone_mode=True))
+
+
+if __name__ == "__main__":
+    main()

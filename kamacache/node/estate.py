@@ -1,0 +1,185 @@
+"""What a node owns on its host: the shards, words and folders of one epoch, and the port.
+
+*Process*: the supervisor, holding the run directory's lock. Made in one order (`Estate.reserve`),
+removed in the other (`Estate.remove`), also when it was made only in part.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+import kamacache
+from kamacache import store
+from kamacache.config import GroupSpec
+from kamacache.limits import KEY_BYTES_MAX
+from kamacache.node.address import Address, hold_port
+from kamacache.node.exits import NodeEndError
+from kamacache.node.settings import NodeSettings
+from kamacache.node.space import check_space, mib
+from kamacache.rundir.cleaning import clean_epoch, clean_stale
+from kamacache.rundir.context import EXIT_ROLE
+from kamacache.rundir.control import CONTROL_BYTES, ControlWriter
+from kamacache.rundir.counters import Counters, counters_bytes, create_counters, open_counters
+from kamacache.rundir.description import (
+    DESCRIPTION_FORMAT,
+    NodeDescription,
+    read_boot_id,
+    write_description,
+)
+from kamacache.rundir.layout import RunDir, SupervisorLock, new_epoch, own_folder
+
+LOCK_WAIT_S: Final = 1.0
+_PAGE_BYTES: Final = 4096
+
+log = structlog.get_logger("kamacache.node")
+
+
+def take_lock(run_dir: RunDir) -> SupervisorLock:
+    """Return the lock of a run directory; raises `NodeEndError` where another node has it.
+
+    Waits a moment: the orphans of a killed supervisor hold the lock while they clean up.
+    """
+    give_up_s = time.monotonic() + LOCK_WAIT_S
+    while True:
+        taken = SupervisorLock.take(run_dir)
+        if isinstance(taken, SupervisorLock):
+            return taken
+        if time.monotonic() >= give_up_s:
+            holder = f"pid {taken}" if taken else "a process of another pid namespace"
+            raise NodeEndError(
+                EXIT_ROLE,
+                f"a node runs at {run_dir.path} already ({holder} holds supervisor.lock); "
+                "stop it, or give this node another --run-dir",
+            )
+        time.sleep(0.02)
+
+
+class Estate:
+    """The files and the port of one epoch."""
+
+    control: ControlWriter
+    counters: Counters
+    description: NodeDescription
+
+    def __init__(self, run_dir: RunDir, settings: NodeSettings, groups: list[GroupSpec]) -> None:
+        self._run_dir = run_dir
+        self._settings = settings
+        self._groups = groups
+        self._held: socket.socket | None = None
+        self._address: Address | None = None
+        self._epoch = new_epoch()
+        self._shm_dir = run_dir.shm_dir(os.path.realpath(settings.shm_dir), self._epoch)
+        self._sockets_dir = run_dir.sockets_dir(self._epoch)
+
+    def reserve(self) -> None:
+        """Clean up after dead nodes, reserve everything, publish node.json.
+
+        Raises `NodeEndError` and `StorageError`, each with the remedy.
+        """
+        settings = self._settings
+        removed = clean_stale(self._run_dir, settings.shm_dir)
+        if removed:
+            log.warning("cleaned up after a node that crashed", folders=removed)
+        if settings.listen and settings.fronts:
+            self._held, self._address = hold_port(settings.listen)
+        check_space(Path(settings.shm_dir), self._required_bytes())
+        store.warn_unless_tmpfs(settings.shm_dir)
+        own_folder(self._shm_dir.parent, "shm_dir", gid=settings.socket_gid)
+        self._reserve_memory()
+        own_folder(self._sockets_dir, "run_dir", gid=settings.socket_gid)
+        write_description(self._run_dir, self.description, gid=settings.socket_gid)
+
+    def _required_bytes(self) -> int:
+        workers, groups = self._settings.workers, self._groups
+        shards = sum(store.required_bytes(spec, workers) for spec in groups)
+        words = CONTROL_BYTES + counters_bytes(len(groups))
+        rounding = _PAGE_BYTES * (3 + 3 * workers * len(groups))  # files take whole pages
+        return shards + words + rounding
+
+    def _reserve_memory(self) -> None:
+        settings = self._settings
+        own_folder(self._shm_dir, "shm_dir", gid=settings.socket_gid)
+        self.description = described = NodeDescription(
+            format=DESCRIPTION_FORMAT,
+            epoch=self._epoch,
+            pid=os.getpid(),
+            boot_id=read_boot_id(),
+            workers=settings.workers,
+            hash_seed=secrets.randbits(64),
+            shm_dir=str(self._shm_dir),
+            sockets_dir=str(self._sockets_dir),
+            groups=self._groups,
+            listen=str(self._address) if self._address else None,
+            version=kamacache.__version__,
+        )
+        self.control = ControlWriter(described.control_path)
+        create_counters(described.counters_path, len(self._groups))
+        self.counters = open_counters(described.counters_path)
+        for spec in self._groups:
+            for shard in range(settings.workers):
+                store.create_shard(
+                    described.shm_dir,
+                    spec,
+                    shard,
+                    settings.workers,
+                    described.hash_seed,
+                    described.boot_id,
+                )
+            _tell_size(spec, settings.workers)
+        if settings.socket_gid is not None:
+            _open_to_group(self._shm_dir, settings.socket_gid)
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """Descriptors that a forked role must not keep: the held port, or it would stay taken."""
+        return () if self._held is None else (self._held.fileno(),)
+
+    def unpublish(self) -> None:
+        """Remove node.json: no process attaches from now on, those that did go on."""
+        self._run_dir.description_path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Stop readers, then remove all files and free the port; when no role runs any more."""
+        if hasattr(self, "control"):
+            self.control.end()
+            self.control.close()
+        if hasattr(self, "counters"):
+            self.counters.close()
+        clean_epoch(self._run_dir, self._epoch, self._shm_dir)
+        if self._held is not None:
+            self._held.close()
+
+
+def _tell_size(spec: GroupSpec, workers: int) -> None:
+    sizes = store.geometry(spec.cache_bytes // workers, spec.item_bytes_mean)
+    total = sizes.total_bytes * workers
+    log.info(
+        "group",
+        group=spec.name,
+        bytes=total,
+        eviction=spec.eviction,
+        value_bytes_max=sizes.value_bytes_max(KEY_BYTES_MAX),
+    )
+    if total > spec.cache_bytes:
+        log.warning(
+            "group is rounded up to the least size of its shards",
+            group=spec.name,
+            asked=mib(spec.cache_bytes),
+            least=mib(total),
+            workers=workers,
+        )
+
+
+def _open_to_group(shm_dir: Path, gid: int) -> None:
+    """Let a group attach: it reads the shards, and writes access bytes and counters alone."""
+    for entry in os.scandir(shm_dir):
+        writable = entry.name == "counters" or entry.name.endswith(".access")
+        os.chown(entry.path, -1, gid)
+        os.chmod(entry.path, 0o660 if writable else 0o640)

@@ -1,0 +1,111 @@
+"""What a child of the supervisor does between its fork and its role's ``run``.
+
+*Process*: each worker and front, just forked. *Owns*: nothing yet; it undoes what it inherited
+(signals, descriptors, stdout) and starts the one thread that watches the supervisor.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import NoReturn
+
+from setproctitle import setproctitle
+
+from kamacache.errors import KamaCacheError
+from kamacache.node.app import last_lines, load_groups
+from kamacache.node.exits import NodeEndError
+from kamacache.node.logs import configure_logs
+from kamacache.node.signals import reset_in_child
+from kamacache.rundir import context
+from kamacache.rundir.cleaning import clean_orphaned
+from kamacache.rundir.context import EXIT_OK, EXIT_ROLE, RoleContext
+
+log = logging.getLogger("kamacache.node")
+
+EXIT_ORPHANED = 1
+
+
+def become(
+    told: RoleContext, *, close_fds: Iterable[int], log_level: str, log_format: str
+) -> NoReturn:
+    """Turn the forked child into its role; ends the process, never returns or raises."""
+    code = EXIT_ROLE
+    try:
+        context.node_role = told.role
+        reset_in_child()
+        for fd in close_fds:
+            os.close(fd)
+        os.dup2(2, 1)  # stdout has the ready line alone; what getters print goes to stderr
+        setproctitle(f"kamacache-node: {told.role} {told.index}")
+        configure_logs(log_level, log_format, role=told.role, index=told.index, pid=os.getpid())
+        watch_supervisor(told)
+        code = _run(told)
+    finally:
+        # os._exit: the stack below us is the supervisor's (or the user's program's), and so are
+        # its finally blocks and atexit functions.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _run(told: RoleContext) -> int:
+    try:
+        if told.role == "worker" and told.app and not told.groups:
+            told = replace(told, groups=load_groups(told.app))
+        code = _role(told.role)(told)
+    except NodeEndError as error:
+        told.report_failed(error.code, error.message)
+        return error.code
+    except KamaCacheError as error:
+        log.error("the role failed", extra={"error": str(error)})
+        told.report_failed(EXIT_ROLE, str(error))
+        return EXIT_ROLE
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else EXIT_ROLE * bool(error.code)
+    except BaseException as error:
+        log.exception("the role failed")
+        told.report_failed(EXIT_ROLE, last_lines(error))
+        return EXIT_ROLE
+    return code if isinstance(code, int) else EXIT_OK
+
+
+def _role(role: str) -> Callable[[RoleContext], object]:
+    # Here and not at the top: the supervisor loads neither grpc nor what only a role needs.
+    if role == "worker":
+        from kamacache.worker.main import run
+
+        return run
+    from kamacache.front.main import run as run_front
+
+    return run_front
+
+
+def watch_supervisor(told: RoleContext) -> None:
+    """Start the thread that ends this process, and cleans up, when the supervisor is dead.
+
+    A thread, not a watch on the role's loop alone: an async getter that blocks the loop must not
+    leave an orphan. Not PR_SET_PDEATHSIG either: the kernel would kill us before we have removed
+    the files, and it is bound to the parent's thread, not to its process.
+    """
+    thread = threading.Thread(target=_watch, args=(told,), name="watch-supervisor", daemon=True)
+    thread.start()
+
+
+def _watch(told: RoleContext) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main thread's
+    poll = select.poll()
+    poll.register(told.parent_pidfd, select.POLLIN)
+    while not poll.poll():
+        pass
+    clean_orphaned(told.run_dir, told.description.epoch, told.description.shm_dir)
+    if told.run_dir_is_temporary:
+        shutil.rmtree(told.run_dir.path, ignore_errors=True)
+    os._exit(EXIT_ORPHANED)

@@ -1,0 +1,266 @@
+"""A node's settings: flags beat the environment, the environment beats the TOML file.
+
+*Process*: the command and the program that embeds a `Node`; the supervisor gets the result. One
+table names each setting once; flag, environment variable and TOML key follow from its name::
+
+    run_dir    --run-dir    KAMACACHE_RUN_DIR    run_dir = "..." (or run-dir)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import grp
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from kamacache.errors import ConfigError
+from kamacache.limits import FRONTS_MAX, WORKERS_MAX
+from kamacache.node.address import Address, parse_address
+from kamacache.node.group_options import Fields, group_fields, nearest, parse_group
+from kamacache.rundir.layout import SHM_ROOT, default_run_dir
+
+ENVIRONMENT_PREFIX: Final = "KAMACACHE_"
+LISTEN_DEFAULT: Final = "127.0.0.1:8001"
+WORKERS_DEFAULT_MAX: Final = 8
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+LOG_FORMATS: Final = ("console", "json")
+_NONE: Final = ("", "none")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    """What one host's node is to be; checked, nothing of it acted upon yet."""
+
+    run_dir: Path
+    shm_dir: Path = Path(SHM_ROOT)
+    workers: int = 1
+    fronts: int = 0
+    listen: Address | None = None  # None: no gRPC
+    app: str | None = None
+    groups: dict[str, Fields] = field(default_factory=dict)
+    socket_gid: int | None = None
+    log_level: str = "info"
+    log_format: str = "console"
+
+
+def workers_default() -> int:
+    """Return one worker for each CPU we may use, up to `WORKERS_DEFAULT_MAX`."""
+    return min(len(os.sched_getaffinity(0)), WORKERS_DEFAULT_MAX)
+
+
+def _bad(name: str, value: object, expected: str) -> ConfigError:
+    return ConfigError(f"{name} is {value!r}; {expected}", setting=name, value=str(value))
+
+
+def _whole(least: int, most: int) -> Callable[[str, Any], int]:
+    def read(name: str, value: Any) -> int:
+        try:
+            count = int(value) if isinstance(value, str) else value
+        except ValueError:
+            count = None
+        if not isinstance(count, int) or isinstance(count, bool) or not least <= count <= most:
+            raise _bad(name, value, f"give a whole number from {least} to {most}")
+        return count
+
+    return read
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise _bad(name, value, "give text")
+    return value
+
+
+def _truth(name: str, value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    if not isinstance(value, str) or value.lower() not in {*words, ""}:
+        raise _bad(name, value, "give true or false")
+    return words.get(value.lower(), False)
+
+
+def _choice(choices: tuple[str, ...]) -> Callable[[str, Any], str]:
+    def read(name: str, value: Any) -> str:
+        if not isinstance(value, str) or value.lower() not in choices:
+            raise _bad(name, value, f"choose one of {', '.join(choices)}")
+        return value.lower()
+
+    return read
+
+
+def _texts(name: str, value: Any) -> list[str]:
+    if isinstance(value, str):  # the environment: separated by blanks, since "," has a meaning
+        return value.split()
+    if not isinstance(value, list | tuple) or not all(isinstance(part, str) for part in value):
+        raise _bad(name, value, "give a list of texts")
+    return list(value)
+
+
+def _peers(name: str, value: Any) -> list[str]:
+    texts = [value] if isinstance(value, str) else _texts(name, value)
+    return [peer.strip() for text in texts for peer in text.split(",") if peer.strip()]
+
+
+READERS: Final[dict[str, Callable[[str, Any], Any]]] = {
+    "workers": _whole(1, WORKERS_MAX),
+    "fronts": _whole(0, FRONTS_MAX),
+    "listen": _text,
+    "app": _text,
+    "group": _texts,
+    "run_dir": _text,
+    "shm_dir": _text,
+    "socket_group": _text,
+    "insecure": _truth,
+    "log_level": _choice(LOG_LEVELS),
+    "log_format": _choice(LOG_FORMATS),
+    "peers": _peers,
+    "discover": _text,
+    "advertise": _text,
+    "api": _text,
+}
+_LATER: Final = ("discover", "advertise", "api")  # accepted by name, so that the answer is a reason
+
+
+def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the settings of a TOML file, keys with ``_``; raises `ConfigError`."""
+    try:
+        with open(path, "rb") as file:
+            found = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(
+            f"config file {path} cannot be read: {error.strerror}", setting="config"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} is not TOML: {error}", setting="config") from error
+    settings = {}
+    for key, value in found.items():
+        name = key.replace("-", "_")
+        if name != "groups" and name not in READERS:
+            raise ConfigError(
+                f"config file {path}: unknown key {key!r}{nearest(name, [*READERS, 'groups'])}",
+                setting=key,
+                value=str(value),
+            )
+        settings[name] = value
+    return settings
+
+
+def from_layers(
+    flags: Mapping[str, Any], environment: Mapping[str, str], file: Mapping[str, Any]
+) -> NodeSettings:
+    """Return the node that flags, environment and file together describe.
+
+    ``flags`` and ``file`` map names of settings to values (a flag that was not given is absent or
+    None); ``environment`` is the process's. Groups of all three are joined, by name the stronger
+    source wins. Raises `ConfigError`.
+    """
+    values: dict[str, Any] = {}
+    for name, read in READERS.items():
+        variable = ENVIRONMENT_PREFIX + name.upper()
+        if flags.get(name) not in (None, ()):
+            values[name] = read("--" + name.replace("_", "-"), flags[name])
+        elif variable in environment:
+            values[name] = read(variable, environment[variable])
+        elif name in file:
+            values[name] = read(f"{name} in the config file", file[name])
+    groups = _file_groups(file)
+    layers = (
+        file.get("group"),
+        environment.get(ENVIRONMENT_PREFIX + "GROUP"),
+        flags.get("group"),
+    )
+    for layer in layers:
+        for text in _texts("group", layer or ()):
+            name, fields = parse_group(text)
+            groups[name] = {**groups.get(name, {}), **fields}
+    listen = _listen(values)
+    _refuse_clusters(values, listen)
+    return NodeSettings(
+        run_dir=Path(values.get("run_dir") or default_run_dir()),
+        shm_dir=Path(values.get("shm_dir") or SHM_ROOT),
+        workers=values.get("workers", workers_default()),
+        fronts=values.get("fronts", 1) if listen else 0,
+        listen=listen,
+        app=values.get("app") or None,
+        groups=groups,
+        socket_gid=_gid(values.get("socket_group")),
+        log_level=values.get("log_level", "info"),
+        log_format=values.get("log_format", "console"),
+    )
+
+
+def _file_groups(file: Mapping[str, Any]) -> dict[str, Fields]:
+    tables = file.get("groups", {})
+    if not isinstance(tables, Mapping) or not all(isinstance(t, Mapping) for t in tables.values()):
+        raise ConfigError(
+            "groups in the config file: write a table [groups.NAME] for each", setting="groups"
+        )
+    return {name: group_fields(name, table) for name, table in tables.items()}
+
+
+def _listen(values: Mapping[str, Any]) -> Address | None:
+    text = values.get("listen", LISTEN_DEFAULT)
+    if text.lower() in _NONE or values.get("fronts", 1) == 0:
+        return None
+    return check_listen(parse_address(text, "listen"), insecure=values.get("insecure", False))
+
+
+def check_listen(address: Address, *, insecure: bool) -> Address:
+    """Return the address; raises `ConfigError` where other hosts could reach it unasked."""
+    if not address.loopback and not insecure:
+        raise ConfigError(
+            f"listen is {address}, which other hosts can reach, and this version has neither TLS "
+            "nor tokens; listen on 127.0.0.1, or say --insecure where the network is yours alone",
+            setting="listen",
+            value=str(address),
+        )
+    return address
+
+
+def _refuse_clusters(values: Mapping[str, Any], listen: Address | None) -> None:
+    for name in _LATER:
+        if values.get(name):
+            raise ConfigError(
+                f"--{name} is set, but this version of kamacache runs single nodes: "
+                f"leave --{name} out",
+                setting=name,
+                value=str(values[name]),
+            )
+    check_peers(values.get("peers", ()), listen)
+
+
+def check_peers(peers: list[str] | tuple[str, ...], listen: Address | None) -> None:
+    """Raise `ConfigError` where the peers name any node but this one."""
+    for peer in peers:
+        if listen is None or parse_address(peer, "peers") != listen:
+            raise ConfigError(
+                f"peers names {peer}, but this version of kamacache runs single nodes: "
+                f"name only the node itself ({listen or 'which does not listen'}), or nothing",
+                setting="peers",
+                value=peer,
+            )
+
+
+def _gid(group: str | None) -> int | None:
+    if not group:
+        return None
+    if group.isdecimal():
+        return int(group)
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError as error:
+        raise ConfigError(
+            f"socket_group is {group!r}, and the system has no such group",
+            setting="socket_group",
+            value=group,
+        ) from error
+
+
+def with_port(settings: NodeSettings, listen: Address) -> NodeSettings:
+    """Return the settings with the port that was found."""
+    return dataclasses.replace(settings, listen=listen)

@@ -1,0 +1,390 @@
+"""The supervisor: makes the shards, forks the roles, restarts the dead, drains, cleans up.
+
+*Process*: supervisor. One loop over a selector, no threads (it forks), no grpc, no user code::
+
+      signals ──► wakeup fd ─┐                ┌─ SIGTERM, SIGKILL ──► roles
+      roles: "ready" ► pipes ┼─► selector ────┼─ fork a role that is due
+      program dead ► pidfd ──┘                ├─ serve-until = now + 2 s, every 500 ms
+                                              └─ fold the counters of dead processes
+
+*Owns*: ``supervisor.lock``, the epoch's folders, node.json, the control words, the held port.
+
+*Life*: start (lock, probe the app, clean, check space, reserve, publish) → boot (all roles say
+ready) → ready → stop: *drain* (node.json gone, fronts finish, then workers) or *at once* (all end
+together, `AT_ONCE_GRACE_S`), after which what still runs is killed → serve-until 0, files removed.
+Readers may hit until the last worker is gone: no write is acknowledged that they would not see.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import selectors
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, NoReturn
+
+import structlog
+from setproctitle import setproctitle
+
+from kamacache.errors import ConfigError, StorageError
+from kamacache.getters import Loadable
+from kamacache.limits import (
+    BOOT_FAILURES_MAX,
+    BOOT_TIMEOUT_S,
+    DRAIN_TIMEOUT_S,
+    SERVE_UNTIL_EVERY_S,
+)
+from kamacache.node.app import probe_app
+from kamacache.node.children import Child
+from kamacache.node.estate import Estate, take_lock
+from kamacache.node.exits import NodeEndError, bad_config
+from kamacache.node.group_options import merge_groups
+from kamacache.node.roles import become
+from kamacache.node.settings import NodeSettings
+from kamacache.node.signals import SignalQueue, signals_held
+from kamacache.rundir import context
+from kamacache.rundir.context import EXIT_OK, EXIT_ROLE, RoleContext
+from kamacache.rundir.layout import RunDir
+
+AT_ONCE_GRACE_S: Final = 1.0
+DRAIN_MARGIN_S: Final = 2.0  # beyond the roles' own deadline
+FOLD_EVERY_S: Final = 10.0
+_SIGNALS_AT_ONCE: Final = (signal.SIGINT, signal.SIGQUIT)
+
+log = structlog.get_logger("kamacache.node")
+
+
+class Supervisor:
+    """One node's parent process. `run` it once, in the main thread of a process without others."""
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        *,
+        groups: Sequence[Loadable] = (),
+        program_pidfd: int | None = None,
+        run_dir_is_temporary: bool = False,
+        close_in_roles: Sequence[int] = (),
+        on_ready: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Prepare nothing yet. ``groups`` are the embedding program's, with their getters.
+
+        The node ends when ``program_pidfd`` says that the program did. ``on_ready`` gets the
+        ready line.
+        """
+        self._settings = settings
+        self._groups = tuple(groups)
+        self._program_pidfd = program_pidfd
+        self._temporary = run_dir_is_temporary
+        self._close_in_roles = tuple(close_in_roles)
+        self._on_ready = on_ready
+        self._run_dir = RunDir(settings.run_dir)
+        self._selector = selectors.DefaultSelector()
+        self._workers_told = False
+        self._children: list[Child] = []
+        self._end_reason: NodeEndError | None = None
+        self._stopping = ""  # "", "drain", "at once"
+        self._kill_at_s = 0.0
+        self._told_ready = False
+        self._started_s = time.monotonic()
+        self._next_extend_s = self._next_fold_s = 0.0
+
+    def run(self) -> int:
+        """Be the node until it ends; return its exit code. `NodeEndError` says why it cannot be."""
+        context.node_role = "supervisor"
+        setproctitle(f"kamacache-node: supervisor [{self._run_dir.path}]")
+        self._signals = SignalQueue()
+        try:
+            try:
+                self._run_dir.prepare(gid=self._settings.socket_gid)
+            except ConfigError as error:
+                raise bad_config(str(error)) from error
+            self._lock = take_lock(self._run_dir)
+            try:
+                return self._run_locked()
+            finally:
+                self._lock.release()
+                if self._temporary:
+                    shutil.rmtree(self._run_dir.path, ignore_errors=True)
+        finally:
+            self._selector.close()
+            self._signals.close()
+
+    def _run_locked(self) -> int:
+        settings = self._settings
+        try:
+            specs = [group.spec for group in self._groups]
+            if settings.app and not self._groups:
+                specs = probe_app(settings.app, timeout_s=BOOT_TIMEOUT_S, signals=self._signals)
+            merged = merge_groups(specs, settings.groups)
+            self._estate = Estate(self._run_dir, settings, merged)
+        except ConfigError as error:
+            raise bad_config(str(error)) from error
+        try:
+            self._estate.reserve()
+            self._parent_pidfd = os.pidfd_open(os.getpid())
+            self._serve()
+        except StorageError as error:
+            raise NodeEndError(EXIT_ROLE, str(error)) from error
+        finally:
+            self._kill_all()
+            self._estate.remove()
+        if self._end_reason is not None:
+            raise self._end_reason
+        return EXIT_OK
+
+    # ------------------------------------------------------------------ the loop
+
+    def _serve(self) -> None:
+        settings, description = self._settings, self._estate.description
+        self._children = [Child(role="worker", index=i) for i in range(settings.workers)]
+        if description.listen:
+            self._children += [Child(role="front", index=i) for i in range(settings.fronts)]
+        self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
+        if self._program_pidfd is not None:
+            self._selector.register(
+                self._program_pidfd, selectors.EVENT_READ, self._on_program_dead
+            )
+        _import_shared()
+        gc.collect()
+        gc.freeze()  # a collection in a child must not copy the pages of what it inherited
+        while not self._done():
+            for key, _ in self._selector.select(self._tick()):
+                key.data()
+
+    def _done(self) -> bool:
+        return bool(self._stopping) and not any(child.pid for child in self._children)
+
+    def _tick(self) -> float:
+        """Do what is due and return the seconds until something else is."""
+        now_s = time.monotonic()
+        if now_s >= self._next_extend_s:
+            self._estate.control.extend()
+            self._next_extend_s = now_s + SERVE_UNTIL_EVERY_S
+        if now_s >= self._next_fold_s:
+            self._estate.counters.fold()
+            self._next_fold_s = now_s + FOLD_EVERY_S
+        wake_s = self._next_extend_s
+        if self._stopping:
+            self._tick_stopping(now_s)
+            wake_s = min(wake_s, max(self._kill_at_s, now_s + 0.01))
+        for child in self._children:
+            if child.pid and not child.ready and now_s >= child.boot_deadline_s:
+                child.failure = EXIT_ROLE, f"it was not ready within {BOOT_TIMEOUT_S:g} s"
+                _send(child, signal.SIGKILL)
+                child.boot_deadline_s = now_s + BOOT_TIMEOUT_S
+            elif not child.pid and child.start_at_s is not None and not self._stopping:
+                if now_s >= child.start_at_s:
+                    self._fork(child, now_s)
+                else:
+                    wake_s = min(wake_s, child.start_at_s)
+        return max(0.0, wake_s - time.monotonic())
+
+    # ------------------------------------------------------------------ roles
+
+    def _fork(self, child: Child, now_s: float) -> None:
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        try:
+            with signals_held():
+                pid = os.fork()
+                if pid == 0:
+                    self._become(child, read, write)
+        except OSError as error:  # EAGAIN: too many processes; ENOMEM
+            os.close(read)
+            os.close(write)
+            child.failure = EXIT_ROLE, f"cannot fork: {error.strerror}"
+            self._note_death(child, EXIT_ROLE)
+            return
+        os.close(write)
+        child.forked(pid, read, now_s + BOOT_TIMEOUT_S)
+        self._selector.register(read, selectors.EVENT_READ, lambda: self._on_word(child))
+
+    def _become(self, child: Child, read: int, write: int) -> NoReturn:
+        try:
+            told = RoleContext(
+                role=child.role,
+                index=child.index,
+                run_dir=self._run_dir,
+                description=self._estate.description,
+                ready_fd=write,
+                parent_pid=self._estate.description.pid,
+                parent_pidfd=self._parent_pidfd,
+                app=self._settings.app,
+                groups=self._groups,
+                run_dir_is_temporary=self._temporary,
+                socket_gid=self._settings.socket_gid,
+            )
+            inherited = [
+                read,
+                self._lock.fd,
+                *self._signals.fds,
+                *self._estate.fds,
+                *(other.ready_fd for other in self._children if other.ready_fd >= 0),
+                *self._close_in_roles,
+            ]
+            if isinstance(self._selector, selectors.EpollSelector):
+                inherited.append(self._selector.fileno())
+            if self._program_pidfd is not None:
+                inherited.append(self._program_pidfd)
+            become(
+                told,
+                close_fds=inherited,
+                log_level=self._settings.log_level,
+                log_format=self._settings.log_format,
+            )
+        finally:
+            os._exit(EXIT_ROLE)  # only when become itself failed
+
+    def _on_word(self, child: Child) -> None:
+        if not child.hear():
+            return
+        self._close_word(child)
+        if child.ready and not self._told_ready and all(c.ready for c in self._children):
+            self._told_ready = True
+            self._tell_ready()
+        elif child.ready and self._told_ready:
+            log.info("role is back", role=child.role, index=child.index, child=child.pid)
+
+    def _close_word(self, child: Child) -> None:
+        if child.ready_fd >= 0:
+            self._selector.unregister(child.ready_fd)
+            os.close(child.ready_fd)
+            child.ready_fd = -1
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            # A pid of no child: as process 1 of a container we inherit orphans of others.
+            for child in self._children:
+                if child.pid == pid:
+                    if child.ready_fd >= 0:  # what it said last is still in the pipe
+                        child.hear()
+                        self._close_word(child)
+                    self._note_death(child, os.waitstatus_to_exitcode(status))
+
+    def _note_death(self, child: Child, exit_code: int) -> None:
+        was_ready, pid = child.ready, child.pid
+        child.died(exit_code, time.monotonic())
+        if self._stopping:
+            if exit_code not in (EXIT_OK, -signal.SIGTERM, -signal.SIGKILL):
+                log.warning("role ended badly", role=child.role, index=child.index, code=exit_code)
+            return
+        fields = {"role": child.role, "index": child.index, "child": pid, "code": exit_code}
+        if was_ready:
+            log.warning("role died, forking it again", **fields)
+            return
+        reason = child.failure[1] if child.failure else ""
+        log.error("role could not start", failures=child.boot_failures, reason=reason, **fields)
+        if child.given_up:
+            self._end_reason = NodeEndError(
+                child.exit_code,
+                f"{child.name} could not start, {BOOT_FAILURES_MAX} times in a row: {reason}",
+            )
+            self._stop("at once")
+
+    def _tell_ready(self) -> None:
+        description = self._estate.description
+        count = self._settings.workers
+        where = f"listening on {description.listen}" if description.listen else "not listening"
+        line = (
+            f"kamacache-node ready: {count} worker{'s' * (count != 1)}, {where}, "
+            f"attach with KAMACACHE_RUN_DIR={self._run_dir.path}"
+        )
+        log.info(
+            "node is ready",
+            seconds=round(time.monotonic() - self._started_s, 3),
+            groups=len(description.groups),
+            pid=description.pid,
+        )
+        self._on_ready(line)
+
+    # ------------------------------------------------------------------ stopping
+
+    def _on_signals(self) -> None:
+        for number in self._signals.take():
+            if number == signal.SIGHUP:
+                log.warning("SIGHUP: this version cannot reload; restart the node to change it")
+            elif number == signal.SIGTERM and not self._stopping:
+                self._stop("drain")
+            elif number in _SIGNALS_AT_ONCE and self._stopping != "at once":
+                self._stop("at once")
+            elif number in (signal.SIGTERM, *_SIGNALS_AT_ONCE):
+                self._kill_at_s = 0.0  # told twice
+        self._reap()
+
+    def _on_program_dead(self) -> None:
+        assert self._program_pidfd is not None
+        self._selector.unregister(self._program_pidfd)
+        log.warning("the program that started the node is gone")
+        self._stop("at once")
+
+    def _stop(self, how: str) -> None:
+        log.info("node stops", how=how)
+        bound_s = DRAIN_TIMEOUT_S + DRAIN_MARGIN_S if how == "drain" else AT_ONCE_GRACE_S
+        self._kill_at_s = time.monotonic() + bound_s
+        self._estate.unpublish()  # nobody attaches to a node that goes
+        for child in self._children:
+            if how == "at once" or child.role == "front" or not child.ready:
+                _send(child, signal.SIGTERM)
+        self._stopping = how
+        self._workers_told = how == "at once"
+
+    def _tick_stopping(self, now_s: float) -> None:
+        # Fronts first: their calls in flight need the workers.
+        if not self._workers_told and not any(
+            child.pid for child in self._children if child.role == "front"
+        ):
+            self._workers_told = True
+            for child in self._children:
+                _send(child, signal.SIGTERM)
+        if now_s >= self._kill_at_s:
+            for child in self._children:
+                if child.pid:
+                    log.warning(
+                        "role did not end in time, killed", role=child.role, index=child.index
+                    )
+                    _send(child, signal.SIGKILL)
+            self._kill_at_s = now_s + AT_ONCE_GRACE_S
+
+    def _kill_all(self) -> None:
+        """Leave no child, whatever happened; a killed process cannot refuse."""
+        for child in self._children:
+            _send(child, signal.SIGKILL)
+        for child in self._children:
+            if child.pid:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(child.pid, 0)
+                child.pid = 0
+
+
+def _send(child: Child, number: int) -> None:
+    # The pid is ours until waitpid has returned it: it cannot be another process's.
+    if child.pid:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.pid, number)
+
+
+def _import_shared() -> None:
+    """Load what every role needs once, before the forks, where it costs one process's time.
+
+    None of it starts a thread or opens a descriptor; grpc does, and stays out.
+    """
+    import asyncio  # noqa: F401
+    import concurrent.futures.thread  # noqa: F401
+
+    import uvloop  # noqa: F401
+
+    import kamacache.worker.main  # noqa: F401
