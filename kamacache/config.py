@@ -81,6 +81,49 @@ def seconds_to_ms(value: float | None, setting: str, *, zero: bool = False) -> i
     return max(1, int(ms))
 
 
+def check_callable(setting: str, hook: object) -> None:
+    """Raise `ConfigError` for a hook that is neither None nor callable."""
+    if hook is not None and not callable(hook):
+        raise ConfigError(
+            f"{setting} is {hook!r}, which cannot be called", setting=setting, value=repr(hook)
+        )
+
+
+def text(setting: str, value: object) -> str:
+    """Return a setting that must be text."""
+    if not isinstance(value, str):
+        raise ConfigError(f"{setting} is {value!r}; give text", setting=setting, value=repr(value))
+    return value
+
+
+def integer(setting: str, value: object, most: int) -> int:
+    """Return a setting that must be a whole number from 0 to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise ConfigError(
+            f"{setting} is {value!r}; give a whole number from 0 to {most}",
+            setting=setting,
+            value=repr(value),
+        )
+    return value
+
+
+def number(setting: str, value: object) -> float:
+    """Return a setting that must be a number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(
+            f"{setting} is {value!r}; give a number", setting=setting, value=repr(value)
+        )
+    return value
+
+
+def milliseconds(setting: str, value: float) -> int:
+    """Return the milliseconds of a time that must be given; 0 is allowed but for a load timeout."""
+    ms = seconds_to_ms(value, setting, zero=setting != "load_timeout")
+    if ms is None:
+        raise ConfigError(f"{setting} is None; give seconds", setting=setting, value="None")
+    return ms
+
+
 class GroupSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A group's settings that every process of a node must agree on."""
 

@@ -1,0 +1,501 @@
+"""Group: what a user holds. A cache by name, with a getter behind it.
+
+*Process*: any. The same object answers from this process's own memory (single instance), or, once
+the process is attached, from its node's. *Invariants*: a hit costs one lookup and nothing more on
+its way (see `Group.get`); keys and values are checked and encoded here, so that everything below
+sees bytes; no registry forbids two groups of one name: without a node each has its own memory,
+attached to a node both are its group of that name.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from kamacache import calls, codecs
+from kamacache.config import (
+    ITEM_BYTES_MEAN,
+    GroupSpec,
+    check_callable,
+    integer,
+    milliseconds,
+    number,
+    parse_bytes,
+    seconds_to_ms,
+    text,
+)
+from kamacache.errors import ConfigError, KamaCacheError, KeyNotFoundError, LoadError
+from kamacache.getters import Getter, GetterFunction, Hook, Key, Loaded, key_bytes
+from kamacache.limits import LOAD_THREADS, LOAD_TIMEOUT_S
+from kamacache.local import engine as engines
+from kamacache.local.engine import Engine
+from kamacache.store.near import NEAR_CACHE_BYTES, NEAR_CACHE_ITEMS
+from kamacache.store.reader import NEGATIVE, Answer
+
+CACHE_BYTES: Final = "64MiB"
+NEAR_CACHE_ITEMS_MAX: Final = 1 << 24
+FALLBACKS: Final = ("getter", "error")
+RUN_DIR_VARIABLE: Final = "KAMACACHE_RUN_DIR"
+
+
+class _Raise:
+    def __repr__(self) -> str:
+        return "<raise KeyNotFoundError>"
+
+
+_RAISE: Final = _Raise()
+_starting = threading.Lock()  # one engine for a group, whichever thread asks first
+
+
+class Group:
+    """A cache of one kind of value, filled by a getter.
+
+    Made once, at import or start, and used from any thread, from asyncio, and after a fork::
+
+        scores = Group("scores", cache_bytes="64MiB", getter=load, ttl=60)
+        scores.get("Tom")
+
+    A key is str or bytes, 1 to 1,024 bytes of UTF-8; ``"Tom"`` and ``b"Tom"`` are one key, and the
+    getter is always given str where the bytes are UTF-8, bytes otherwise. The getter returns the
+    value or raises: `KeyError` means that there is no such key. Every call takes ``timeout`` in
+    seconds; without it a call waits for the group's ``load_timeout``.
+
+    ``group[key]``, ``group[key] = value`` and ``del group[key]`` are get, set and delete.
+    ``key in group`` tells whether a value is at hand in memory now; it never loads. A group has no
+    length and cannot be iterated: its keys are the database's, not the cache's. Calling a group,
+    as one calls a decorated function, is `get`, or `aget` where the getter is async.
+    """
+
+    __iter__ = None
+    __name__: str
+    __wrapped__: Callable[..., Any]
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        cache_bytes: int | str = CACHE_BYTES,
+        getter: GetterFunction | None = None,
+        getter_many: GetterFunction | None = None,
+        ttl: float | None = None,
+        negative_ttl: float = 0,
+        codec: str | codecs.Codec = "bytes",
+        eviction: str = "lru",
+        item_bytes_mean: int | str = ITEM_BYTES_MEAN,
+        near_cache_items: int = NEAR_CACHE_ITEMS,
+        near_cache_bytes: int | str = NEAR_CACHE_BYTES,
+        load_timeout: float | None = None,
+        load_threads: int = LOAD_THREADS,
+        mirror_ttl: float = 5,
+        mirror_share: float = 1 / 8,
+        fallback: str = "getter",
+        on_worker_start: Hook | None = None,
+        on_worker_stop: Hook | None = None,
+    ) -> None:
+        """Check the settings; nothing is allocated or connected before the first use.
+
+        Sizes are bytes or text such as ``"64MiB"``, times are seconds. ``load_timeout`` is how
+        long one load may take (default 30 s); where it is given, and where a call gives a
+        timeout, a synchronous getter runs in a thread of its own pool and not in the caller's,
+        since only then can the caller leave in time. ``codec`` is "bytes", "str", "json",
+        "msgpack", "pickle" or an object with encode and decode. ``fallback`` is what an attached
+        group does when its node is gone: "getter" loads without caching, "error" raises
+        `NodeUnavailableError`. The mirror settings act in clusters. Raises `ConfigError`.
+        """
+        self._codec = codecs.resolve(codec)
+        self._encode = codecs.encoder(self._codec)
+        self._decode = codecs.decoder(self._codec)
+        self._getter = Getter(str(name), getter, getter_many, self._encode)
+        check_callable("on_worker_start", on_worker_start)
+        check_callable("on_worker_stop", on_worker_stop)
+        self._on_start = on_worker_start
+        self._on_stop = on_worker_stop
+        self.load_bounded = load_timeout is not None
+        self.near_cache_items = integer("near_cache_items", near_cache_items, NEAR_CACHE_ITEMS_MAX)
+        self.near_cache_bytes = parse_bytes(near_cache_bytes, "near_cache_bytes")
+        if fallback not in FALLBACKS:
+            raise ConfigError(
+                f"fallback is {fallback!r}; choose one of {', '.join(FALLBACKS)}",
+                setting="fallback",
+                value=repr(fallback),
+            )
+        self.fallback = fallback
+        self.spec = GroupSpec(
+            name=text("name", name),
+            cache_bytes=parse_bytes(cache_bytes, "cache_bytes"),
+            eviction=text("eviction", eviction),
+            item_bytes_mean=parse_bytes(item_bytes_mean, "item_bytes_mean"),
+            ttl_ms=seconds_to_ms(ttl, "ttl"),
+            negative_ttl_ms=milliseconds("negative_ttl", negative_ttl),
+            load_timeout_s=milliseconds(
+                "load_timeout", LOAD_TIMEOUT_S if load_timeout is None else load_timeout
+            )
+            / 1000,
+            load_threads=integer("load_threads", load_threads, 1 << 30),
+            mirror_ttl_ms=milliseconds("mirror_ttl", mirror_ttl),
+            mirror_share=number("mirror_share", mirror_share),
+            has_getter=self._getter.present,
+        )
+        self._engine: Engine | None = None
+        self._lookup: Callable[[str | bytes], Answer] = self._first_lookup
+        engines.join(self)
+
+    @property
+    def name(self) -> str:
+        """The group's name."""
+        return self.spec.name
+
+    def __repr__(self) -> str:
+        return f"<kamacache.Group {self.spec.name!r}>"
+
+    # -- one key --------------------------------------------------------------------------------
+
+    def get(self, key: Key, default: Any = _RAISE, *, timeout: float | None = None) -> Any:
+        """Return a key's value, loaded if need be.
+
+        Raises `KeyNotFoundError` (a KeyError) for a key that the getter does not know, or returns
+        ``default`` if given. Raises `LoadError` where the getter fails, `DeadlineExceededError`
+        where ``timeout`` seconds pass, TypeError for a key that is neither str nor bytes,
+        ValueError (`KeyTooLongError`) for one that is empty or too long.
+        """
+        # A hit runs these lines and the lookup: add nothing here (scripts/bench/local_hit.py).
+        try:
+            value = self._lookup(key)
+        except (TypeError, AttributeError, ValueError):
+            key_bytes(key)  # says what is wrong with it
+            raise
+        if value is None or value is NEGATIVE:
+            return self._get_slow(key, value, default, timeout)
+        decode = self._decode
+        if decode is None:
+            return value
+        try:
+            return decode(value)  # type: ignore[arg-type]
+        except Exception as error:
+            raise self._undecodable(error) from error
+
+    def _get_slow(self, key: Key, seen: Answer, default: Any, timeout: float | None) -> Any:
+        data = key_bytes(key)
+        deadline_s = self._deadline_s(timeout)
+        found = None
+        if seen is None:
+            found = self._started().get(data, deadline_s)
+        return self._answer(data, found, default)
+
+    async def aget(self, key: Key, default: Any = _RAISE, *, timeout: float | None = None) -> Any:
+        """As `get`; never blocks the loop, and a hit does not even yield to it."""
+        try:
+            value = self._lookup(key)
+        except (TypeError, AttributeError, ValueError):
+            key_bytes(key)
+            raise
+        if isinstance(value, bytes):
+            return self._value(value)
+        data = key_bytes(key)
+        deadline_s = self._deadline_s(timeout)
+        found = None
+        if value is None:
+            found = await self._started().aget(data, deadline_s)
+        return self._answer(data, found, default)
+
+    def set(
+        self, key: Key, value: Any, *, ttl: float | None = None, timeout: float | None = None
+    ) -> None:
+        """Keep a value, for ``ttl`` seconds or as long as the group says.
+
+        Whoever asks after this call has returned gets this value or a later one. Raises what the
+        codec raises for a value that it cannot take (TypeError), `ValueTooLargeError`.
+        """
+        engine = self._started()
+        deadline_s = self._deadline_s(timeout)
+        engine.set(key_bytes(key), self._encode(value), seconds_to_ms(ttl, "ttl"), deadline_s)
+
+    async def aset(
+        self, key: Key, value: Any, *, ttl: float | None = None, timeout: float | None = None
+    ) -> None:
+        """As `set`."""
+        engine = self._started()
+        deadline_s = self._deadline_s(timeout)
+        data = self._encode(value)
+        await engine.aset(key_bytes(key), data, seconds_to_ms(ttl, "ttl"), deadline_s)
+
+    def delete(self, key: Key, *, timeout: float | None = None) -> bool:
+        """Drop a key from the cache; tell whether a value was there."""
+        deadline_s = self._deadline_s(timeout)
+        return self._started().delete(key_bytes(key), deadline_s)
+
+    async def adelete(self, key: Key, *, timeout: float | None = None) -> bool:
+        """As `delete`."""
+        deadline_s = self._deadline_s(timeout)
+        return await self._started().adelete(key_bytes(key), deadline_s)
+
+    # -- many keys ------------------------------------------------------------------------------
+
+    def get_many(self, keys: Iterable[Key], *, timeout: float | None = None) -> dict[Key, Any]:
+        """Return a dict of those found, by the keys as they were given.
+
+        What memory does not hold is loaded together: by ``getter_many`` where there is one. Where
+        loads fail, the others are finished and kept, then the first `LoadError` is raised.
+        """
+        deadline_s = self._deadline_s(timeout)
+        found, missing = self._look_up_many(keys)
+        if missing:
+            loaded = self._started().get_many(list(missing), deadline_s)
+            self._merge(found, missing, loaded)
+        return found
+
+    async def aget_many(
+        self, keys: Iterable[Key], *, timeout: float | None = None
+    ) -> dict[Key, Any]:
+        """As `get_many`."""
+        deadline_s = self._deadline_s(timeout)
+        found, missing = self._look_up_many(keys)
+        if missing:
+            loaded = await self._started().aget_many(list(missing), deadline_s)
+            self._merge(found, missing, loaded)
+        return found
+
+    def set_many(
+        self,
+        items: Mapping[Key, Any],
+        *,
+        ttl: float | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Keep several values; nothing is sent or kept unless all can be encoded."""
+        deadline_s = self._deadline_s(timeout)
+        data = self._encoded(items)
+        if data:
+            self._started().set_many(data, seconds_to_ms(ttl, "ttl"), deadline_s)
+
+    async def aset_many(
+        self,
+        items: Mapping[Key, Any],
+        *,
+        ttl: float | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """As `set_many`."""
+        deadline_s = self._deadline_s(timeout)
+        data = self._encoded(items)
+        if data:
+            await self._started().aset_many(data, seconds_to_ms(ttl, "ttl"), deadline_s)
+
+    def delete_many(self, keys: Iterable[Key], *, timeout: float | None = None) -> int:
+        """Drop several keys; return how many had a value."""
+        deadline_s = self._deadline_s(timeout)
+        data = list(dict.fromkeys(key_bytes(key) for key in _keys(keys)))
+        return self._started().delete_many(data, deadline_s) if data else 0
+
+    async def adelete_many(self, keys: Iterable[Key], *, timeout: float | None = None) -> int:
+        """As `delete_many`."""
+        deadline_s = self._deadline_s(timeout)
+        data = list(dict.fromkeys(key_bytes(key) for key in _keys(keys)))
+        return await self._started().adelete_many(data, deadline_s) if data else 0
+
+    def stats(self) -> dict[str, Any]:
+        """Return counters: gets, hits by layer, misses, loads, sets, items, bytes, evictions..."""
+        return self._started().stats()
+
+    async def astats(self) -> dict[str, Any]:
+        """As `stats`."""
+        return await self._started().astats()
+
+    # -- like a dict, like a function -----------------------------------------------------------
+
+    def __getitem__(self, key: Key) -> Any:
+        return self.get(key)
+
+    def __setitem__(self, key: Key, value: Any) -> None:
+        self.set(key, value)
+
+    def __delitem__(self, key: Key) -> None:
+        if not self.delete(key):
+            raise self._not_found(key_bytes(key))
+
+    def __contains__(self, key: object) -> bool:
+        data = key_bytes(key)  # type: ignore[arg-type] # it is what checks the type
+        return isinstance(self._lookup(data), bytes)
+
+    def __call__(self, key: Key) -> Any:
+        """Return `get`'s value, or `aget`'s awaitable where the getter is async."""
+        return self.aget(key) if self._getter.is_async else self.get(key)
+
+    # -- for whoever runs the getter (getters.Loadable) -----------------------------------------
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the getter is awaited."""
+        return self._getter.is_async
+
+    @property
+    def has_getter(self) -> bool:
+        """Whether there is anything to load with."""
+        return self._getter.present
+
+    @property
+    def has_getter_many(self) -> bool:
+        """Whether many keys can be loaded by one call."""
+        return self._getter.has_many
+
+    @property
+    def has_worker_hooks(self) -> bool:
+        """Whether there is an on_worker_start or on_worker_stop."""
+        return self._on_start is not None or self._on_stop is not None
+
+    def load(self, key: bytes) -> Loaded:
+        """Call the getter; see `kamacache.getters.Loadable`."""
+        return self._getter.load(key)
+
+    async def aload(self, key: bytes) -> Loaded:
+        """Await the getter."""
+        return await self._getter.aload(key)
+
+    def load_many(self, keys: Sequence[bytes]) -> dict[bytes, Loaded]:
+        """Call ``getter_many``."""
+        return self._getter.load_many(keys)
+
+    async def aload_many(self, keys: Sequence[bytes]) -> dict[bytes, Loaded]:
+        """Await ``getter_many``."""
+        return await self._getter.aload_many(keys)
+
+    def run_worker_start(self) -> Awaitable[None] | None:
+        """Run ``on_worker_start``; an awaitable where it is async."""
+        return None if self._on_start is None else self._on_start()
+
+    def run_worker_stop(self) -> Awaitable[None] | None:
+        """Run ``on_worker_stop``; an awaitable where it is async."""
+        return None if self._on_stop is None else self._on_stop()
+
+    # -- the engine -----------------------------------------------------------------------------
+
+    def _use(self, engine: Engine | None) -> None:
+        """Answer by this engine from now on; None: start the process's default at the next use."""
+        with _starting:
+            self._engine = engine
+            self._lookup = self._first_lookup if engine is None else engine.lookup
+
+    def _started(self) -> Engine:
+        """Return the engine, started if need be."""
+        engine = self._engine
+        if engine is not None:
+            return engine
+        run_dir = os.environ.get(RUN_DIR_VARIABLE)
+        if run_dir and not engines.chosen():
+            from kamacache.local.attach import attach
+
+            attach(run_dir)
+        with _starting:
+            if self._engine is None:
+                make = engines.factory() or _single
+                self._engine = make(self)
+                self._lookup = self._engine.lookup
+            return self._engine
+
+    def _first_lookup(self, key: str | bytes) -> Answer:
+        return self._started().lookup(key)
+
+    # -- keys and values ------------------------------------------------------------------------
+
+    def _deadline_s(self, timeout: float | None) -> float | None:
+        return None if timeout is None else calls.deadline_after(timeout, LOAD_TIMEOUT_S)
+
+    def _answer(self, key: bytes, found: bytes | None, default: Any) -> Any:
+        if found is not None:
+            return self._value(found)
+        if default is _RAISE:
+            raise self._not_found(key)
+        return default
+
+    def _value(self, data: bytes) -> Any:
+        if self._decode is None:
+            return data
+        try:
+            return self._decode(data)
+        except Exception as error:
+            raise self._undecodable(error) from error
+
+    def _encoded(self, items: Mapping[Key, Any]) -> dict[bytes, bytes]:
+        if not isinstance(items, Mapping):
+            raise TypeError(f"set_many takes a dict, not {type(items).__name__}")
+        return {key_bytes(key): self._encode(value) for key, value in items.items()}
+
+    def _look_up_many(self, keys: Iterable[Key]) -> tuple[dict[Key, Any], dict[bytes, list[Key]]]:
+        """Return the values that memory holds, and the other keys as given, by their bytes."""
+        found: dict[Key, Any] = {}
+        missing: dict[bytes, list[Key]] = {}
+        lookup = self._lookup
+        for key in dict.fromkeys(_keys(keys)):
+            data = key_bytes(key)
+            value = lookup(key)
+            if isinstance(value, bytes):
+                found[key] = self._value(value)
+            elif value is None:
+                missing.setdefault(data, []).append(key)
+        return found, missing
+
+    def _merge(
+        self, found: dict[Key, Any], missing: dict[bytes, list[Key]], loaded: dict[bytes, bytes]
+    ) -> None:
+        for data, keys in missing.items():
+            value = loaded.get(data)
+            if value is not None:
+                for key in keys:
+                    found[key] = self._value(value)
+
+    def _not_found(self, key: bytes) -> KeyNotFoundError:
+        return KeyNotFoundError(
+            f"group {self.spec.name!r} has no such key ({len(key)} bytes)",
+            group=self.spec.name,
+            key=key,
+        )
+
+    def _undecodable(self, error: Exception) -> KamaCacheError:
+        return LoadError(
+            f"group {self.spec.name!r}: the bytes kept are not what this group's codec writes "
+            f"({type(error).__name__}: {error}); were they set under another codec?",
+            group=self.spec.name,
+            cause_type=type(error).__name__,
+        )
+
+
+def group(name: str, **settings: Any) -> Callable[[GetterFunction], Group]:
+    """Make a function the getter of a new `Group`, which takes its name and docstring.
+
+    ``settings`` are those of `Group`, but for ``getter``. The function itself stays reachable as
+    ``__wrapped__``, and loads without the cache.
+    """
+    if callable(name):
+        raise TypeError("@kamacache.group takes the group's name: @kamacache.group('scores')")
+    if "getter" in settings:
+        raise ConfigError("the decorated function is the getter", setting="getter")
+
+    def decorate(function: GetterFunction) -> Group:
+        made = Group(name, getter=function, **settings)
+        functools.update_wrapper(made, function, updated=())
+        return made
+
+    return decorate
+
+
+def _single(made: engines.EngineUser) -> Engine:
+    from kamacache.local.single import SingleEngine
+
+    return SingleEngine(made)
+
+
+def _keys(keys: Iterable[Key]) -> Iterable[Key]:
+    if isinstance(keys, str | bytes):
+        raise TypeError(f"give several keys, not one {type(keys).__name__}")
+    return keys
+
+
+def _after_fork_in_child() -> None:
+    global _starting
+    _starting = threading.Lock()  # another thread may have held it
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
