@@ -72,12 +72,14 @@ def make_lookup(  # noqa: C901 - the hot path, spelled out; see the module
     touch: bytes,
     near: NearCache | None = None,
     serve_until: memoryview[int] | None = None,
+    renewed: Callable[[], None] | None = None,
     clock_s: Callable[[], float] = boottime_s,
 ) -> Lookup:
     """Return the lookup over a group's shards, ordered by worker.
 
     ``serve_until`` is a one-word view, in ms of CLOCK_BOOTTIME, up to which reads are allowed;
-    without it they always are.
+    without it they always are. ``renewed`` is called when the word is read again, which a
+    process that reads at all does at least every `SERVE_UNTIL_AHEAD_MS`; it must not raise.
     """
     # Local names are what makes the closures fast; see the module's docstring.
     shards = tuple((a.data, a.words, a.index, a.access, a.geometry.slots) for a in arenas)
@@ -108,10 +110,12 @@ def make_lookup(  # noqa: C901 - the hot path, spelled out; see the module
         at += length
         value = data[at : at + (head >> value_shift)]
         now = clock()
-        if now >= allowed_until_s and (
-            serve_until is None or now >= (allowed_until_s := serve_until[0] / 1000)
-        ):
-            return None
+        if now >= allowed_until_s:
+            allowed_until_s = FOREVER_S if serve_until is None else serve_until[0] / 1000
+            if renewed is not None:
+                renewed()
+            if now >= allowed_until_s:
+                return None
         expiry_s = FOREVER_S
         if head & plain_mask != length:  # it expires, or says "not found"
             expiry_ms = words[place + 1] >> EXPIRY_SHIFT
