@@ -1,0 +1,628 @@
+"""A group of an attached process: memory first, a worker's socket second, no node last.
+
+*Process*: applications, and a node's own fronts and workers (for nested gets)::
+
+    Group.get ── lookup ──► near cache ──► shards, mapped read-only
+        └─ None ─► get ──► worker i over its Unix socket ──► its getter, once for all who ask
+                    └─ no node ──► fallback: this process's own getter, or an error
+
+*Invariants*: a get that fails because the *node* is gone falls back; one that fails because of
+its key (LoadError, deadline) never does, or the database would be asked twice for it. Writes do
+not fall back: an invalidation that nobody took is an error the caller must know of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+import time
+import weakref
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+
+from kamacache import calls
+from kamacache.config import GroupSpec
+from kamacache.errors import (
+    KamaCacheError,
+    KeyNotFoundError,
+    LoadError,
+    NodeUnavailableError,
+    from_fields,
+)
+from kamacache.hashing import shard_hash, worker_of
+from kamacache.limits import BATCH_BYTES_SOFT, BATCH_KEYS_MAX, COUNTER_FLUSH_S, LOAD_TIMEOUT_S
+from kamacache.local.engine import EngineUser
+from kamacache.local.link import call_all
+from kamacache.local.loads import FallbackLoader
+from kamacache.local.mapping import DIRECT_READS, NodeMapping
+from kamacache.rundir.counters import CounterSlot
+from kamacache.store import Answer, Lookup, NearCache, Negative
+from kamacache.store.entries import Entry, EntryLookup
+from kamacache.wire.messages import (
+    Delete,
+    DeleteMany,
+    Done,
+    Get,
+    GetMany,
+    Reply,
+    Request,
+    Set,
+    SetMany,
+    Stats,
+    StatsReply,
+    Value,
+    Values,
+)
+
+if TYPE_CHECKING:
+    from kamacache.local.attach import Attachment
+
+T = TypeVar("T")
+
+STATS_TIMEOUT_S: Final = 2.0
+DEADLINE_MARGIN_S: Final = 0.5  # lets the worker's own word on a late load arrive first
+_SUMMED_SPARE: Final = ("items", "live_bytes", "evictions", "expired", "loads", "load_errors")
+
+
+def _nothing(key: str | bytes) -> Answer:
+    return None
+
+
+class _Bound:
+    """A group in one mapping: what changes when the node is started anew."""
+
+    __slots__ = ("entry", "lookup", "mapping", "near", "spec")
+
+    def __init__(
+        self,
+        mapping: NodeMapping,
+        name: str,
+        user: EngineUser | None,
+        renewed: Callable[[], None],
+    ) -> None:
+        self.mapping = mapping
+        self.spec: GroupSpec = mapping.spec(name)
+        self.near: NearCache | None = None
+        if user is not None and user.near_cache_items:
+            self.near = NearCache(user.near_cache_items, user.near_cache_bytes)
+        self.lookup: Lookup = mapping.lookup(name, self.near, renewed)
+        self.entry: EntryLookup = mapping.entry_lookup(name)
+
+
+class AttachedEngine:
+    """Answers one group from its node."""
+
+    def __init__(
+        self, attachment: Attachment, name: str, *, user: EngineUser | None = None
+    ) -> None:
+        self._attachment = attachment
+        self._name = name
+        self._user = user
+        self._bound: _Bound | None = None
+        self._slot: CounterSlot | None = None
+        self._counts = _no_counts()
+        self._reads_base = (0, 0, 0)
+        self._flushed_s = time.monotonic()
+        self._reset_locks()
+        self._fallback: FallbackLoader | None = None
+        if user is not None and user.has_getter and user.fallback == "getter":
+            self._fallback = None if attachment.in_node else FallbackLoader(user)
+        _instances.add(self)
+        self._reach()
+
+    # -- memory ----------------------------------------------------------------------------
+
+    @property
+    def lookup(self) -> Callable[[str | bytes], Answer]:
+        """Near cache and memory only, never blocks; None: ask by `get`."""
+        bound = self._bound
+        return bound.lookup.get if bound is not None and DIRECT_READS else _nothing
+
+    def lookup_many(self, keys: Sequence[bytes]) -> list[Answer]:
+        """Look several keys up in memory, in their order."""
+        get = self.lookup
+        return [get(key) for key in keys]
+
+    def lookup_entry(self, key: bytes) -> Entry | Negative | None:
+        """Read memory, with TTL and version; counts nothing, touches nothing."""
+        bound = self._bound
+        return bound.entry(key) if bound is not None and DIRECT_READS else None
+
+    # -- one key ---------------------------------------------------------------------------
+
+    def get(self, key: bytes, deadline_s: float | None) -> bytes | None:
+        """Return the value, loaded if need be; None: not found."""
+        bound, fresh = self._reach()
+        if bound is None:
+            return self._loader().get(key, deadline_s)
+        if fresh and (found := bound.lookup.get(key)) is not None:
+            return _known(found)
+        request, until_s = self._get_request(key, bound, deadline_s)
+        try:
+            reply = bound.mapping.links[self._shard(key, bound)].call(request, until_s)
+        except NodeUnavailableError as error:
+            return self._loader(error).get(key, deadline_s)
+        except KeyNotFoundError:
+            return None
+        return _value(reply)
+
+    async def aget(self, key: bytes, deadline_s: float | None) -> bytes | None:
+        """As `get`."""
+        bound, fresh = self._reach()
+        if bound is None:
+            return await self._loader().aget(key, deadline_s)
+        if fresh and (found := bound.lookup.get(key)) is not None:
+            return _known(found)
+        request, until_s = self._get_request(key, bound, deadline_s)
+        try:
+            reply = await bound.mapping.async_links[self._shard(key, bound)].call(request, until_s)
+        except NodeUnavailableError as error:
+            return await self._loader(error).aget(key, deadline_s)
+        return _value(reply)
+
+    def set(self, key: bytes, value: bytes, ttl_ms: int | None, deadline_s: float | None) -> None:
+        """Keep a value; returns when the worker has stored it."""
+        bound, until_s = self._for_write(deadline_s)
+        request = Set(group=self._name, key=key, value=value, ttl_ms=ttl_ms)
+        self._nest(request, key)
+        bound.mapping.links[self._shard(key, bound)].call(request, until_s)
+        self._counts["sets"] += 1
+
+    async def aset(
+        self, key: bytes, value: bytes, ttl_ms: int | None, deadline_s: float | None
+    ) -> None:
+        """As `set`."""
+        bound, until_s = self._for_write(deadline_s)
+        request = Set(group=self._name, key=key, value=value, ttl_ms=ttl_ms)
+        self._nest(request, key)
+        await bound.mapping.async_links[self._shard(key, bound)].call(request, until_s)
+        self._counts["sets"] += 1
+
+    def delete(self, key: bytes, deadline_s: float | None) -> bool:
+        """Drop a key; tell whether a value was there."""
+        bound, until_s = self._for_write(deadline_s)
+        request = Delete(group=self._name, key=key)
+        self._nest(request, key)
+        reply = bound.mapping.links[self._shard(key, bound)].call(request, until_s)
+        self._counts["deletes"] += 1
+        return _count(reply) > 0
+
+    async def adelete(self, key: bytes, deadline_s: float | None) -> bool:
+        """As `delete`."""
+        bound, until_s = self._for_write(deadline_s)
+        request = Delete(group=self._name, key=key)
+        self._nest(request, key)
+        reply = await bound.mapping.async_links[self._shard(key, bound)].call(request, until_s)
+        self._counts["deletes"] += 1
+        return _count(reply) > 0
+
+    # -- many keys -------------------------------------------------------------------------
+
+    def get_many(self, keys: Sequence[bytes], deadline_s: float | None) -> dict[bytes, bytes]:
+        """Return the values of those found; one failed load raises after the others are kept."""
+        bound, fresh = self._reach()
+        if bound is None:
+            return self._loader().get_many(keys, deadline_s)
+        found, keys = _looked_up(bound, keys) if fresh else ({}, keys)
+        until_s = self._until(bound, deadline_s)
+        gathered = _Gathered(self._name, found)
+        for batch in self._get_batches(keys, bound):
+            outcomes = call_all([(bound.mapping.links[s], r) for s, r in batch], until_s)
+            gathered.take([request for _, request in batch], outcomes)
+        if gathered.unreached:
+            values = self._loader(gathered.error).get_many(gathered.unreached, deadline_s)
+            gathered.values.update(values)
+        return gathered.result()
+
+    async def aget_many(
+        self, keys: Sequence[bytes], deadline_s: float | None
+    ) -> dict[bytes, bytes]:
+        """As `get_many`."""
+        bound, fresh = self._reach()
+        if bound is None:
+            return await self._loader().aget_many(keys, deadline_s)
+        found, keys = _looked_up(bound, keys) if fresh else ({}, keys)
+        until_s = self._until(bound, deadline_s)
+        gathered = _Gathered(self._name, found)
+        for batch in self._get_batches(keys, bound):
+            outcomes = await _all(
+                bound.mapping.async_links[s].call(request, until_s) for s, request in batch
+            )
+            gathered.take([request for _, request in batch], outcomes)
+        if gathered.unreached:
+            loader = self._loader(gathered.error)
+            gathered.values.update(await loader.aget_many(gathered.unreached, deadline_s))
+        return gathered.result()
+
+    def set_many(
+        self, items: Mapping[bytes, bytes], ttl_ms: int | None, deadline_s: float | None
+    ) -> None:
+        """Keep several values; the first error is raised after all workers have answered."""
+        bound, until_s = self._for_write(deadline_s)
+        for batch in self._set_batches(items, ttl_ms, bound):
+            _done(call_all([(bound.mapping.links[s], r) for s, r in batch], until_s))
+        self._counts["sets"] += len(items)
+
+    async def aset_many(
+        self, items: Mapping[bytes, bytes], ttl_ms: int | None, deadline_s: float | None
+    ) -> None:
+        """As `set_many`."""
+        bound, until_s = self._for_write(deadline_s)
+        for batch in self._set_batches(items, ttl_ms, bound):
+            links = bound.mapping.async_links
+            _done(await _all(links[s].call(request, until_s) for s, request in batch))
+        self._counts["sets"] += len(items)
+
+    def delete_many(self, keys: Sequence[bytes], deadline_s: float | None) -> int:
+        """Drop several keys; return how many had a value."""
+        bound, until_s = self._for_write(deadline_s)
+        count = 0
+        for batch in self._delete_batches(keys, bound):
+            count += _done(call_all([(bound.mapping.links[s], r) for s, r in batch], until_s))
+        self._counts["deletes"] += len(keys)
+        return count
+
+    async def adelete_many(self, keys: Sequence[bytes], deadline_s: float | None) -> int:
+        """As `delete_many`."""
+        bound, until_s = self._for_write(deadline_s)
+        count = 0
+        for batch in self._delete_batches(keys, bound):
+            links = bound.mapping.async_links
+            count += _done(await _all(links[s].call(request, until_s) for s, request in batch))
+        self._counts["deletes"] += len(keys)
+        return count
+
+    # -- numbers ---------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, Any]:
+        """Return the group's counters over the whole node, and what this process keeps near.
+
+        Hits of other processes are at most `COUNTER_FLUSH_S` and their next read behind.
+        """
+        bound, until_s = self._for_write(time.monotonic() + STATS_TIMEOUT_S)
+        requests = [(links, Stats(group=self._name)) for links in bound.mapping.links]
+        return self._stats(bound, call_all(requests, until_s))
+
+    async def astats(self) -> dict[str, Any]:
+        """As `stats`."""
+        bound, until_s = self._for_write(time.monotonic() + STATS_TIMEOUT_S)
+        links = bound.mapping.async_links
+        replies = await _all(link.call(Stats(group=self._name), until_s) for link in links)
+        return self._stats(bound, replies)
+
+    def _stats(self, bound: _Bound, replies: Sequence[Reply | KamaCacheError]) -> dict[str, Any]:
+        self.flush()
+        totals = bound.mapping.totals(self._name)
+        summed: dict[str, int] = dict.fromkeys(_SUMMED_SPARE, 0)
+        answered = 0
+        for reply in replies:
+            if isinstance(reply, StatsReply):
+                answered += 1
+                for name, count in reply.stats.items():
+                    summed[name] = summed.get(name, 0) + count
+        hits = totals["near_hits"] + totals["memory_hits"]
+        arenas = bound.mapping.arenas(self._name)
+        return {
+            "mode": "attached",
+            "workers": len(replies),
+            "workers_answered": answered,
+            "gets": hits + totals["negative_hits"] + totals["socket_gets"],
+            "hits": hits,
+            **{name: count for name, count in totals.items() if name not in ("gets", "errors")},
+            **summed,
+            "capacity_bytes": sum(arena.geometry.total_bytes for arena in arenas),
+            "value_bytes_max": arenas[0].geometry.value_bytes_max(1),
+            "near_items": len(bound.near.entries) if bound.near else 0,
+            "near_bytes": bound.near.bytes if bound.near else 0,
+        }
+
+    def flush(self) -> None:
+        """Add what was counted privately since the last time to this process's slot."""
+        bound, slot = self._bound, self._slot
+        if bound is None or slot is None or not self._flushing.acquire(blocking=False):
+            return
+        try:
+            self._flushed_s = time.monotonic()
+            reads = bound.lookup.counts()
+            near, memory, negative = (
+                now - before for now, before in zip(reads, self._reads_base, strict=True)
+            )
+            self._reads_base = reads
+            counts, self._counts = self._counts, _no_counts()
+            slot.add(
+                (
+                    0,
+                    near,
+                    memory,
+                    negative,
+                    counts["socket_gets"],
+                    counts["sets"],
+                    counts["deletes"],
+                    counts["fallback_loads"],
+                )
+            )
+        finally:
+            self._flushing.release()
+
+    def close(self) -> None:
+        """Publish the last counts. Connections belong to the attachment."""
+        self.flush()
+
+    # -- the node --------------------------------------------------------------------------
+
+    def _reach(self) -> tuple[_Bound | None, bool]:
+        """Return the group in the node's present life, and whether memory is new since the miss."""
+        mapping = self._attachment.current()
+        bound = self._bound
+        if mapping is None:
+            return None, False
+        if time.monotonic() - self._flushed_s > COUNTER_FLUSH_S:
+            self.flush()
+        if bound is not None and bound.mapping is mapping:
+            return bound, False
+        return self._bind(mapping), True
+
+    def _bind(self, mapping: NodeMapping) -> _Bound:
+        with self._binding:
+            bound = self._bound
+            if bound is not None and bound.mapping is mapping:
+                return bound
+            fresh = _Bound(mapping, self._name, self._user, self._renewed)
+            self._slot = mapping.counter_slot(self._name)
+            self._reads_base = fresh.lookup.counts()
+            first = bound is None
+            self._bound = fresh
+        if not first and self._user is not None:
+            self._user._use(self)  # it holds the lookup of the node's last life
+        return fresh
+
+    def _renewed(self) -> None:
+        if time.monotonic() - self._flushed_s > COUNTER_FLUSH_S:
+            self.flush()
+
+    def _loader(self, error: NodeUnavailableError | None = None) -> FallbackLoader:
+        if self._fallback is None:
+            raise error or self._attachment.unavailable()
+        self._counts["fallback_loads"] += 1
+        return self._fallback
+
+    # -- requests --------------------------------------------------------------------------
+
+    def _shard(self, key: bytes, bound: _Bound) -> int:
+        about = bound.mapping.description
+        return worker_of(shard_hash(key, about.hash_seed), about.workers)
+
+    def _until(self, bound: _Bound, deadline_s: float | None) -> float:
+        if deadline_s is not None:
+            return deadline_s
+        return calls.deadline_after(None, bound.spec.load_timeout_s + DEADLINE_MARGIN_S)
+
+    def _get_request(
+        self, key: bytes, bound: _Bound, deadline_s: float | None
+    ) -> tuple[Get, float]:
+        request = Get(group=self._name, key=key)
+        self._nest(request, key)
+        self._counts["socket_gets"] += 1
+        return request, self._until(bound, deadline_s)
+
+    def _nest(self, request: Request, key: bytes) -> None:
+        if calls.current.get() is not None:
+            request.depth, request.chain = calls.nested(self._name, key)
+
+    def _for_write(self, deadline_s: float | None) -> tuple[_Bound, float]:
+        bound, _ = self._reach()
+        if bound is None:
+            raise self._attachment.unavailable()
+        if deadline_s is None:
+            deadline_s = calls.deadline_after(None, LOAD_TIMEOUT_S)
+        return bound, deadline_s
+
+    def _by_shard(self, keys: Sequence[bytes], bound: _Bound) -> list[list[bytes]]:
+        about = bound.mapping.description
+        seed, workers = about.hash_seed, about.workers
+        shards: list[list[bytes]] = [[] for _ in range(workers)]
+        for key in keys:
+            shards[worker_of(shard_hash(key, seed), workers)].append(key)
+        return shards
+
+    def _get_batches(
+        self, keys: Sequence[bytes], bound: _Bound
+    ) -> Iterator[list[tuple[int, GetMany]]]:
+        self._counts["socket_gets"] += len(keys)
+        for batch in _rounds(self._by_shard(keys, bound), _cut):
+            requests = []
+            for shard, part in batch:
+                request = GetMany(group=self._name, keys=part)
+                if calls.current.get() is not None:
+                    for key in part:
+                        request.depth, request.chain = calls.nested(self._name, key)
+                requests.append((shard, request))
+            yield requests
+
+    def _delete_batches(
+        self, keys: Sequence[bytes], bound: _Bound
+    ) -> Iterator[list[tuple[int, DeleteMany]]]:
+        for batch in _rounds(self._by_shard(keys, bound), _cut):
+            yield [(shard, DeleteMany(group=self._name, keys=part)) for shard, part in batch]
+
+    def _set_batches(
+        self, items: Mapping[bytes, bytes], ttl_ms: int | None, bound: _Bound
+    ) -> Iterator[list[tuple[int, SetMany]]]:
+        shards = [
+            [(key, items[key]) for key in keys] for keys in self._by_shard(list(items), bound)
+        ]
+        for batch in _rounds(shards, _cut_items):
+            yield [
+                (shard, SetMany(group=self._name, items=part, ttl_ms=ttl_ms))
+                for shard, part in batch
+            ]
+
+    # -- forks -----------------------------------------------------------------------------
+
+    def _reset_locks(self) -> None:
+        self._binding = threading.Lock()
+        self._flushing = threading.Lock()
+
+    def _after_fork(self) -> None:
+        """Begin the counts anew in the child: the parent will publish its own."""
+        self._reset_locks()
+        self._counts = _no_counts()
+        if self._bound is not None:
+            self._reads_base = self._bound.lookup.counts()
+            if self._bound.near is not None:
+                self._bound.near.clear()
+
+
+class _Gathered:
+    """What a get_many has so far."""
+
+    def __init__(self, name: str, values: dict[bytes, bytes]) -> None:
+        self._name = name
+        self._asked = len(values)
+        self._failed = 0
+        self._first: KamaCacheError | None = None
+        self.values = values
+        self.unreached: list[bytes] = []
+        self.error: NodeUnavailableError | None = None
+
+    def take(self, requests: Sequence[GetMany], outcomes: Sequence[Reply | KamaCacheError]) -> None:
+        """Take the outcomes of requests, in their order."""
+        for request, outcome in zip(requests, outcomes, strict=True):
+            self._asked += len(request.keys)
+            if isinstance(outcome, NodeUnavailableError):
+                self.unreached += request.keys
+                self.error = outcome
+            elif isinstance(outcome, KamaCacheError):
+                self._fail(outcome, len(request.keys))
+            elif isinstance(outcome, Values):
+                for key, value in zip(request.keys, outcome.values, strict=True):
+                    if value is not None:
+                        self.values[key] = value
+                for failed in outcome.errors:
+                    self._fail(from_fields(failed.kind, failed.message, failed.fields), 1)
+            elif isinstance(outcome, Value):  # of a single key, too large to share a frame
+                if outcome.value is not None:
+                    self.values[request.keys[0]] = outcome.value
+            else:
+                _unexpected(outcome)
+
+    def _fail(self, error: KamaCacheError, keys: int) -> None:
+        self._failed += keys
+        self._first = self._first or error
+
+    def result(self) -> dict[bytes, bytes]:
+        """Return the values, or raise the first failure with the number of all."""
+        first = self._first
+        if first is None:
+            return self.values
+        if not isinstance(first, LoadError) or self._asked == 1:
+            raise first
+        raise LoadError(
+            f"group {self._name!r}: {self._failed} of {self._asked} keys could not be loaded; "
+            f"the first: {first}",
+            group=self._name,
+            key=first.key,
+            cause_type=first.cause_type,
+        ) from first
+
+
+def _no_counts() -> dict[str, int]:
+    return dict.fromkeys(("socket_gets", "sets", "deletes", "fallback_loads"), 0)
+
+
+def _known(found: Answer) -> bytes | None:
+    return found if isinstance(found, bytes) else None
+
+
+def _looked_up(bound: _Bound, keys: Sequence[bytes]) -> tuple[dict[bytes, bytes], list[bytes]]:
+    """Return the values in memory and the keys to ask for."""
+    found: dict[bytes, bytes] = {}
+    missing: list[bytes] = []
+    for key in keys:
+        answer = bound.lookup.get(key)
+        if isinstance(answer, bytes):
+            found[key] = answer
+        elif answer is None:
+            missing.append(key)
+    return found, missing
+
+
+def _cut(keys: list[bytes]) -> int:
+    """Return how many keys go into the next frame."""
+    return min(len(keys), BATCH_KEYS_MAX)
+
+
+def _cut_items(items: list[tuple[bytes, bytes]]) -> int:
+    """Return how many items go into the next frame, one at least."""
+    room = BATCH_BYTES_SOFT
+    for count, (key, value) in enumerate(items[:BATCH_KEYS_MAX]):
+        room -= len(key) + len(value)
+        if room < 0:
+            return count or 1
+    return min(len(items), BATCH_KEYS_MAX)
+
+
+def _rounds(
+    shards: list[list[T]], cut: Callable[[list[T]], int]
+) -> Iterator[list[tuple[int, list[T]]]]:
+    """Yield rounds of at most one frame for each shard, until all is sent."""
+    while any(shards):
+        batch = []
+        for shard, waiting in enumerate(shards):
+            if waiting:
+                count = cut(waiting)
+                batch.append((shard, waiting[:count]))
+                shards[shard] = waiting[count:]
+        yield batch
+
+
+async def _all(requests: Iterator[Awaitable[Reply]]) -> list[Reply | KamaCacheError]:
+    """Await requests side by side; each has its own outcome, as in `call_all`."""
+    outcomes = await asyncio.gather(*requests, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException) and not isinstance(outcome, KamaCacheError):
+            raise outcome
+    return outcomes  # type: ignore[return-value] # other exceptions were raised above
+
+
+def _done(outcomes: Sequence[Reply | KamaCacheError]) -> int:
+    """Return the sum of counts, or raise the first error."""
+    count = 0
+    for outcome in outcomes:
+        if isinstance(outcome, KamaCacheError):
+            raise outcome
+        count += _count(outcome)
+    return count
+
+
+def _value(reply: Reply) -> bytes | None:
+    return reply.value if isinstance(reply, Value) else _unexpected(reply)
+
+
+def _count(reply: Reply) -> int:
+    return reply.count if isinstance(reply, Done) else _unexpected(reply)
+
+
+def _unexpected(reply: object) -> NoReturn:
+    raise KamaCacheError(
+        f"a worker answered with {type(reply).__name__}; do node and application run one version?"
+    )
+
+
+_instances: weakref.WeakSet[AttachedEngine] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for engine in list(_instances):
+        engine._after_fork()
+
+
+def _at_exit() -> None:
+    for engine in list(_instances):
+        engine.flush()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(_at_exit)
