@@ -21,6 +21,10 @@ class Engine(Protocol):
         """Reads memory; never blocks. None: ask a worker."""
 
     @property
+    def lookup_many(self) -> Callable[[Sequence[bytes]], list[Answer]]:
+        """`lookup` for many keys: one answer each, in order."""
+
+    @property
     def lookup_entry(self) -> EntryLookup:
         """Reads memory, with TTL and version; counts nothing, touches nothing."""
 

@@ -109,7 +109,7 @@ class CacheServicer:
         engine = self._engines.get(request.group) or self._no_group(request.group)
         keys = self._checked(request.keys)
         # A list, since one key may be asked for twice; None is replaced or stays a miss.
-        values: list[Any] = [engine.lookup(key) for key in keys]
+        values: list[Any] = engine.lookup_many(keys)
         if None in values:
             asked = list(dict.fromkeys(k for k, v in zip(keys, values, strict=True) if v is None))
             for key in asked:

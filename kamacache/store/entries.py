@@ -18,6 +18,9 @@ from kamacache.store.arena import Arena
 from kamacache.store.layout import (
     EXPIRY_SHIFT,
     FLAG_NEGATIVE,
+    KEY_LENGTH_MASK,
+    PLACE_MASK,
+    RECORD_HEADER_BYTES,
     VALUE_LENGTH_SHIFT,
 )
 from kamacache.store.reader import NEGATIVE, Negative, elsewhere
@@ -54,11 +57,17 @@ def make_entry_lookup(
         arena = shards[worker_of(digest, len(shards))]
         data, words, index, slots = arena.data, arena.words, arena.index, arena.geometry.slots
         for _ in range(2):
-            # Both buckets are searched: the home slot's shortcut is for the hot path.
-            found = elsewhere(data, words, index, slots, digest, home_slot(digest, slots), key)
-            if found is None:
-                return None
-            slot, word, place, head, at = found
+            slot = home_slot(digest, slots)
+            word = index[slot]
+            place = word & PLACE_MASK
+            head = words[place]
+            at = (place << 3) + RECORD_HEADER_BYTES
+            # An empty slot's place is 0, where no key's length is found (see layout's MAGIC).
+            if head & KEY_LENGTH_MASK != len(key) or data[at : at + len(key)] != key:
+                found = elsewhere(data, words, index, slots, digest, slot, key)
+                if found is None:
+                    return None
+                slot, word, place, head, at = found
             start = at + len(key)
             value = bytes(data[start : start + (head >> VALUE_LENGTH_SHIFT)])
             expiry_ms = words[place + 1] >> EXPIRY_SHIFT
