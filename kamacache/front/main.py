@@ -74,8 +74,6 @@ async def _serve(context: RoleContext, settings: FrontSettings) -> None:
 
 
 def _engines(context: RoleContext) -> dict[str, Engine]:
-    from kamacache.local.attach import attach_group
+    from kamacache.local.attach import role_engines
 
-    return {
-        spec.name: attach_group(context.run_dir, spec.name) for spec in context.description.groups
-    }
+    return dict(role_engines(context.run_dir, context.description))

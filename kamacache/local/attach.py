@@ -117,17 +117,23 @@ def attach_role(run_dir: str | os.PathLike[str], description: NodeDescription) -
     _attach(Attachment(run_dir, description=description))
 
 
-def attach_group(
-    run_dir: str | os.PathLike[str], name: str, *, description: NodeDescription | None = None
-) -> AttachedEngine:
-    """Return the engine of one group by name, without a Group; for fronts and commands.
+def attach_group(run_dir: str | os.PathLike[str], name: str) -> AttachedEngine:
+    """Return the engine of one group by name, without a Group; for commands.
 
     Raises `NodeUnavailableError`, `GroupNotFoundError`.
     """
-    attachment = Attachment(run_dir, description=description)
+    attachment = Attachment(run_dir)
     if attachment.current() is None:
         raise attachment.unavailable()
     return AttachedEngine(attachment, name)
+
+
+def role_engines(
+    run_dir: str | os.PathLike[str], description: NodeDescription
+) -> dict[str, AttachedEngine]:
+    """Return the engines of all groups, by name, for one of the node's own processes."""
+    attachment = Attachment(run_dir, description=description)
+    return {spec.name: AttachedEngine(attachment, spec.name) for spec in description.groups}
 
 
 def attached() -> Attachment | None:
