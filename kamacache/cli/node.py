@@ -116,12 +116,16 @@ once.
 @click.option("--advertise", metavar="HOST:PORT", hidden=True)
 @click.option("--api", metavar="HOST:PORT", hidden=True)
 @click.version_option(kamacache.__version__, prog_name="kamacache-node")
-def command(config: str | None, **flags: Any) -> int:
+def command(config: str | None, **flags: Any) -> None:
     """Run a cache node on this host: worker processes that hold groups in shared memory.
 
     Attach to it from Python with kamacache.attach(DIR), or by KAMACACHE_RUN_DIR=DIR in the
     environment of the program.
     """
+    sys.exit(_run(config, flags))
+
+
+def _run(config: str | None, flags: dict[str, Any]) -> int:
     try:
         path = config or os.environ.get(ENVIRONMENT_PREFIX + "CONFIG")
         settings = from_layers(flags, os.environ, read_file(path) if path else {})
@@ -150,8 +154,7 @@ def _refused(code: int, message: str) -> int:
 
 def main() -> None:
     """Run the command; the console script."""
-    # A node never inherits the run directory that its own program may be attached to.
-    sys.exit(command.main(prog_name="kamacache-node", standalone_mode=True))
+    command.main(prog_name="kamacache-node")
 
 
 if __name__ == "__main__":

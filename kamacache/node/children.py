@@ -18,7 +18,14 @@ from kamacache.limits import (
     RESTART_BACKOFF_FIRST_S,
     RESTART_BACKOFF_MAX_S,
 )
-from kamacache.rundir.context import EXIT_APP, EXIT_CONFIG, EXIT_ROLE, READY_LINE_BYTES_MAX, Role
+from kamacache.rundir.context import (
+    EXIT_APP,
+    EXIT_CONFIG,
+    EXIT_ROLE,
+    READY_LINE_BYTES_MAX,
+    Role,
+    read_report,
+)
 
 _TELLING_CODES: Final = (EXIT_APP, EXIT_CONFIG)  # exit codes that say more than "could not start"
 
@@ -58,13 +65,10 @@ class Child:
         self._line += part
         if part and not self._line.endswith(b"\n"):
             return len(self._line) > 2 * READY_LINE_BYTES_MAX
-        word, _, rest = self._line.decode(errors="replace").strip().partition(" ")
-        if word == "ready":
-            self.ready = True
-            self.boot_failures = 0
-        elif word == "failed":
-            code, _, message = rest.partition(" ")
-            self.failure = int(code) if code.isdecimal() else EXIT_ROLE, message
+        if self._line:
+            self.failure = read_report(self._line.decode(errors="replace"))
+            self.ready = self.failure is None
+            self.boot_failures *= not self.ready
         return True
 
     def died(self, exit_code: int, now_s: float) -> None:

@@ -136,10 +136,15 @@ class Estate:
         if settings.socket_gid is not None:
             _open_to_group(self._shm_dir, settings.socket_gid)
 
-    @property
-    def fds(self) -> tuple[int, ...]:
-        """Descriptors that a forked role must not keep: the held port, or it would stay taken."""
-        return () if self._held is None else (self._held.fileno(),)
+    def leave(self) -> None:
+        """Let go of what a forked role inherited: words it must not write, the held port.
+
+        A role that outlives the node for a moment would keep the port taken.
+        """
+        self.control.close()
+        self.counters.close()
+        if self._held is not None:
+            self._held.close()
 
     def unpublish(self) -> None:
         """Remove node.json: no process attaches from now on, those that did go on."""

@@ -20,7 +20,7 @@ from typing import NoReturn
 from setproctitle import setproctitle
 
 from kamacache.errors import KamaCacheError
-from kamacache.node.app import last_lines, load_groups
+from kamacache.node.app import load_groups
 from kamacache.node.exits import NodeEndError
 from kamacache.node.logs import configure_logs
 from kamacache.node.signals import reset_in_child
@@ -72,7 +72,7 @@ def _run(told: RoleContext) -> int:
         return error.code if isinstance(error.code, int) else EXIT_ROLE * bool(error.code)
     except BaseException as error:
         log.exception("the role failed")
-        told.report_failed(EXIT_ROLE, last_lines(error))
+        told.report_failed(EXIT_ROLE, f"{type(error).__name__}: {error}")
         return EXIT_ROLE
     return code if isinstance(code, int) else EXIT_OK
 

@@ -226,7 +226,6 @@ class Supervisor:
                 read,
                 self._lock.fd,
                 *self._signals.fds,
-                *self._estate.fds,
                 *(other.ready_fd for other in self._children if other.ready_fd >= 0),
                 *self._close_in_roles,
             ]
@@ -234,6 +233,7 @@ class Supervisor:
                 inherited.append(self._selector.fileno())
             if self._program_pidfd is not None:
                 inherited.append(self._program_pidfd)
+            self._estate.leave()
             become(
                 told,
                 close_fds=inherited,

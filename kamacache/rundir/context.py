@@ -23,6 +23,20 @@ EXIT_APP: Final = 4  # the user's app could not be loaded
 EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h
 
 READY_LINE_BYTES_MAX: Final = 4000  # below PIPE_BUF, so that one write is whole
+FAILURE_CHARS_MAX: Final = 900  # of up to 4 bytes each
+_LINE_BREAK: Final = "\x1f"  # ASCII's unit separator stands for a line break on the pipe
+
+
+def read_report(line: str) -> tuple[int, str] | None:
+    """Return what a role's line says: None for ready, else the exit code and the reason."""
+    word, _, rest = line.strip().partition(" ")
+    if word == "ready":
+        return None
+    code, _, message = rest.partition(" ")
+    if word != "failed" or not code.isdecimal():
+        return EXIT_ROLE, "it ended in the middle of a word"
+    return int(code), message.replace(_LINE_BREAK, "\n")
+
 
 node_role: str | None = None
 """The role that this process plays in a node; None in an application. Set after the fork."""
@@ -61,7 +75,9 @@ class RoleContext:
 
     def report_failed(self, code: int, message: str) -> None:
         """Tell the supervisor why this role cannot start; the caller then exits with ``code``."""
-        self._report(f"failed {code} {' '.join(message.split())}")
+        # Lines of a traceback stay apart for who reads them, and one line on the pipe.
+        kept = message.strip()[-FAILURE_CHARS_MAX:]
+        self._report(f"failed {code} {_LINE_BREAK.join(kept.splitlines())}")
 
     def _report(self, line: str) -> None:
         # A supervisor that is gone has no use for the line; the pidfd ends this process.
