@@ -13,6 +13,7 @@ Requests, all answered once::
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -135,18 +136,19 @@ class Failure(msgspec.Struct, array_like=True, tag=5, gc=False):
 
 AnyRequest = Get | GetMany | Set | SetMany | Delete | DeleteMany | Stats | Ping
 Reply = Value | Values | Done | StatsReply | Failure
+Body = bytes | bytearray | memoryview
 
 PAYLOAD_SLACK_BYTES: Final = 4_096  # what a frame holds beside values and keys, with room
 
 encoder: Final = msgspec.msgpack.Encoder()
 encode: Final = encoder.encode
-decode_request: Final = msgspec.msgpack.Decoder(AnyRequest).decode
-decode_reply: Final = msgspec.msgpack.Decoder(Reply).decode
+decode_request: Final[Callable[[Body], AnyRequest]] = msgspec.msgpack.Decoder(AnyRequest).decode
+decode_reply: Final[Callable[[Body], Reply]] = msgspec.msgpack.Decoder(Reply).decode
 decode_any: Final = msgspec.msgpack.Decoder().decode
 DecodeError: Final = msgspec.DecodeError  # ValidationError is one, too
 
 
-def salvage_id(body: bytes | bytearray | memoryview) -> int:
+def salvage_id(body: Body) -> int:
     """Return the id of a request that could not be decoded, 0 where there is none."""
     try:
         parts = decode_any(body)

@@ -7,7 +7,6 @@ answer later; it raises a `KamaCacheError` for the asker alone.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 

@@ -136,7 +136,7 @@ class LoadJob(Job):
             if self.many:
                 return loadable.load_many(self.keys)
             return {self.keys[0]: loadable.load(self.keys[0])}
-        except BaseException as error:  # noqa: BLE001 -- SystemExit, too, is only this load's end
+        except BaseException as error:
             return self.loader.error_of(error)
 
     async def arun(self) -> None:
@@ -149,7 +149,7 @@ class LoadJob(Job):
                 outcome = await loadable.aload_many(self.keys)
             else:
                 outcome = {self.keys[0]: await loadable.aload(self.keys[0])}
-        except BaseException as error:  # noqa: BLE001 -- SystemExit would end the loop
+        except BaseException as error:
             outcome = self.loader.error_of(error)
         self.finish(outcome)
 
@@ -288,9 +288,7 @@ class Loader:
             # Where the deeper queue is full, the load still runs from the one it stands in.
             self._pools[depth].submit(job)
 
-    def _start(
-        self, job: LoadJob, depth: int, chain: tuple[ChainLink, ...]
-    ) -> LoadError | None:
+    def _start(self, job: LoadJob, depth: int, chain: tuple[ChainLink, ...]) -> LoadError | None:
         assert self.loadable is not None
         job.chain = chain
         if self.loadable.is_async:
@@ -363,7 +361,7 @@ class Loader:
                 self.shard.put(key, b"", boottime_ms() + spec.negative_ttl_ms, negative=True)
         except ValueTooLargeError:
             self.counters["loads_not_kept"] += 1  # returned all the same
-        except Exception:  # noqa: BLE001 -- a fault of the shard must not leave waiters behind
+        except Exception:
             log.warning("the shard refused a loaded value", exc_info=True, group=spec.name)
             self.counters["loads_not_kept"] += 1
         return value

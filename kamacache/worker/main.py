@@ -4,10 +4,10 @@
 
     open shards ─► hooks ─► listen ─► "ready" ─► serve ─┬─ SIGTERM ─► drain ─► 0
                                                         ├─ SIGQUIT ─► 0, at once
-                                                        ├─ too many hung getters ─► EXIT_RECYCLE
-                                                        └─ supervisor dead ─► own files removed, 0
+                                                        └─ too many hung getters ─► EXIT_RECYCLE
 
 SIGINT is ignored: a terminal sends it to the whole process group, and the supervisor decides.
+That the supervisor is dead is noticed by a thread of `kamacache.node.roles`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ import uvloop
 from kamacache.errors import KamaCacheError
 from kamacache.getters import Loadable
 from kamacache.limits import CONNECTIONS_MAX
+from kamacache.local.attach import attach_role
 from kamacache.rundir.context import EXIT_APP, EXIT_OK, EXIT_ROLE, RoleContext
-from kamacache.rundir.cleaning import clean_orphaned
 from kamacache.store import open_writer
 from kamacache.worker.handlers import Handlers, HostedGroup
 from kamacache.worker.pools import GetterThreads
@@ -126,6 +126,8 @@ class Worker:
         except (KamaCacheError, OSError) as error:
             context.report_failed(EXIT_ROLE, f"worker {context.index}: {error}")
             return EXIT_ROLE
+        # Getters that ask other groups of this node do so like any application.
+        attach_role(context.run_dir, about)
         for name, loadable in self._loadables.items():
             if name not in self._groups:
                 continue
@@ -158,8 +160,6 @@ class Worker:
         loop.add_signal_handler(signal.SIGQUIT, self._stop, EXIT_OK, False)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        if self._context.parent_pidfd >= 0:
-            loop.add_reader(self._context.parent_pidfd, self._orphaned)
 
     async def _hook(self, hook: Callable[[], Awaitable[None] | None]) -> None:
         awaitable = hook()
@@ -208,11 +208,6 @@ class Worker:
             )
             self._stop(EXIT_RECYCLE, False)
 
-    def _orphaned(self) -> None:
-        about = self._context.description
-        clean_orphaned(self._context.run_dir, about.epoch, about.shm_dir)
-        os._exit(EXIT_OK)  # nothing of ours is left that others could need
-
     async def _finish_loads(self) -> None:
         """Accept no more, and wait for the loads in flight, but not for ever."""
         if self._listener is not None:
@@ -236,7 +231,7 @@ class Worker:
         await asyncio.sleep(0)
         self._server.close()
         deadline_s = self._loop.time() + CLOSE_WITHIN_S
-        while self._server.connections and self._loop.time() < deadline_s:
+        while self._server.connections and self._loop.time() < deadline_s:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         self._server.abort()
         self._threads.close()
@@ -259,7 +254,7 @@ def listen(path: str, gid: int | None) -> socket.socket:
     Bound under another name and renamed: who finds the path finds it listening, and a socket
     that a dead worker left there is replaced in one step.
     """
-    fresh = f"{path}.new"
+    fresh = f"{os.path.splitext(path)[0]}.new"  # no longer than the path: sun_path has 107 bytes
     with suppress(FileNotFoundError):
         os.unlink(fresh)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -144,8 +144,17 @@ class GetterThreads:
 class DepthPool:
     """The threads of one group and one depth."""
 
-    __slots__ = ("_numbers", "_stuck", "depth", "group", "queue", "size", "threads", "unfinished",
-                 "workers")
+    __slots__ = (
+        "_numbers",
+        "_stuck",
+        "depth",
+        "group",
+        "queue",
+        "size",
+        "threads",
+        "unfinished",
+        "workers",
+    )
 
     def __init__(self, threads: GetterThreads, group: str, depth: int, size: int) -> None:
         self.threads: Final = threads

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from kamacache.errors import KamaCacheError
 from kamacache.limits import (
@@ -304,6 +304,6 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
             self._transport = None
 
-    def _give_up(self, message: str, **fields: object) -> None:
+    def _give_up(self, message: str, **fields: Any) -> None:
         log.warning(message, **fields)
         self.abort()

@@ -1,0 +1,104 @@
+"""What the sync and the async link agree on: errors, retries, and answers that come in parts.
+
+*Process*: every one that asks a worker.
+
+*Why every request may be sent again* when its connection ends before the reply: reads are
+harmless; a set stores the same value again, a delete leaves the key absent again. A call that was
+not answered may take effect at any moment until it is, so twice is once, seen late; only the
+count a delete returns may then be too low. But a request that was sent and lost twice is given
+up: a key whose getter kills its worker must not do so for ever.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from typing import Final
+
+from kamacache.errors import (
+    DeadlineExceededError,
+    KamaCacheError,
+    LoadError,
+    NodeUnavailableError,
+    from_fields,
+)
+from kamacache.wire.messages import Failure, Get, GetMany, KeyFailure, Reply, Request, Values
+
+LOST_MAX: Final = 2  # times a request may be sent without an answer
+TRIES_MAX: Final = 8  # connections tried for one request, those that took nothing included
+
+# What connect() says while a worker restarts: no socket yet, nobody listening, queue full.
+RESTARTING: Final = frozenset({errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN, errno.ECONNRESET})
+
+
+def budget_ms(request: Request, deadline_s: float, shard: int) -> int:
+    """Return the milliseconds left, at least 1; raise `DeadlineExceededError` for none."""
+    left = deadline_s - time.monotonic()
+    if left <= 0:
+        raise late(request.group, shard)
+    return int(left * 1000) + 1
+
+
+def late(group: str, shard: int) -> DeadlineExceededError:
+    """Return the error of a call whose deadline passed."""
+    return DeadlineExceededError(
+        f"group {group!r}: worker {shard} did not answer before the deadline",
+        group=group,
+        shard=shard,
+    )
+
+
+def lost(request: Request, shard: int) -> KamaCacheError:
+    """Return the error of a request that was sent `LOST_MAX` times and never answered."""
+    if isinstance(request, Get | GetMany):
+        return LoadError(
+            f"group {request.group!r}: worker {shard} died {LOST_MAX} times during this load",
+            group=request.group,
+            key=request.key if isinstance(request, Get) else None,
+            cause_type="worker died",
+        )
+    return NodeUnavailableError(
+        f"worker {shard} went away before it answered, {LOST_MAX} times", shard=shard
+    )
+
+
+def unreachable(path: str, shard: int, error: OSError | None) -> NodeUnavailableError:
+    """Return the error of a worker that cannot be connected to."""
+    why = "the node has stopped" if error is None else error.strerror or type(error).__name__
+    return NodeUnavailableError(f"worker {shard} cannot be reached at {path}: {why}", shard=shard)
+
+
+def checked(reply: Reply) -> Reply:
+    """Return a reply, or raise the error that it carries."""
+    if type(reply) is Failure:
+        raise from_fields(reply.kind, reply.message, reply.fields)
+    return reply
+
+
+def rest_of(request: Request, reply: Reply) -> GetMany | None:
+    """Return the request for the keys that a `Values` left out, None when it is whole."""
+    if type(reply) is not Values or type(request) is not GetMany:
+        return None
+    answered = len(reply.values)
+    if answered >= len(request.keys):
+        return None
+    return GetMany(
+        group=request.group,
+        depth=request.depth,
+        chain=request.chain,
+        flags=request.flags,
+        keys=request.keys[answered:],
+    )
+
+
+def append(whole: Values, part: Reply) -> None:
+    """Put the answer to `rest_of` behind what is there."""
+    if type(part) is Values:
+        answered = len(whole.values)
+        whole.values += part.values
+        whole.errors = whole.errors + [
+            KeyFailure(failed.index + answered, failed.kind, failed.message, failed.fields)
+            for failed in part.errors
+        ]
+    else:  # one value too large for a frame answers as a single one
+        whole.values.append(getattr(part, "value", None))
