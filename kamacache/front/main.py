@@ -13,14 +13,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from typing import TYPE_CHECKING
 
 from kamacache.errors import ConfigError
 from kamacache.front.settings import FrontSettings, set_grpc_environment
 from kamacache.rundir.context import RoleContext
-
-if TYPE_CHECKING:
-    from kamacache.front.engine import Engine
 
 log = logging.getLogger("kamacache.front")
 
@@ -57,8 +53,9 @@ async def _serve(context: RoleContext, settings: FrontSettings) -> None:
         loop.add_signal_handler(number, on_interrupt)
 
     from kamacache.front.server import FrontServer
+    from kamacache.local.attach import role_engines
 
-    server = FrontServer(_engines(context), settings)
+    server = FrontServer(role_engines(context.run_dir, context.description), settings)
     await server.start()
     context.report_ready()
     await told.wait()
@@ -71,9 +68,3 @@ async def _serve(context: RoleContext, settings: FrontSettings) -> None:
         if draining.done():
             await draining  # its error, where it had one
     await server.stop()
-
-
-def _engines(context: RoleContext) -> dict[str, Engine]:
-    from kamacache.local.attach import role_engines
-
-    return dict(role_engines(context.run_dir, context.description))
