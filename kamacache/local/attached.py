@@ -38,7 +38,7 @@ from kamacache.local.link import call_all
 from kamacache.local.loads import FallbackLoader
 from kamacache.local.mapping import DIRECT_READS, NodeMapping
 from kamacache.rundir.counters import CounterSlot
-from kamacache.store import Answer, Lookup, NearCache, Negative
+from kamacache.store import Answer, Arena, Lookup, NearCache, Negative
 from kamacache.store.entries import Entry, EntryLookup
 from kamacache.wire.messages import (
     Delete,
@@ -63,6 +63,7 @@ T = TypeVar("T")
 
 STATS_TIMEOUT_S: Final = 2.0
 DEADLINE_MARGIN_S: Final = 0.5  # lets the worker's own word on a late load arrive first
+_OWN: Final = ("near_hits", "memory_hits", "negative_hits")
 _SUMMED_SPARE: Final = ("items", "live_bytes", "evictions", "expired", "loads", "load_errors")
 
 
@@ -314,9 +315,21 @@ class AttachedEngine:
             **summed,
             "capacity_bytes": sum(arena.geometry.total_bytes for arena in arenas),
             "value_bytes_max": arenas[0].geometry.value_bytes_max(1),
+            "own": self._own(bound),
             "near_items": len(bound.near.entries) if bound.near else 0,
             "near_bytes": bound.near.bytes if bound.near else 0,
         }
+
+    def _own(self, bound: _Bound) -> dict[str, int]:
+        """Return the hits of this process alone, in the node's present life."""
+        return dict(zip(_OWN, bound.lookup.counts(), strict=True))
+
+    def arenas(self) -> Sequence[Arena]:
+        """Return the group's shards as this process maps them; for diagnosis."""
+        bound, _ = self._reach()
+        if bound is None:
+            raise self._attachment.unavailable()
+        return bound.mapping.arenas(self._name)
 
     def flush(self) -> None:
         """Add what was counted privately since the last time to this process's slot."""
