@@ -142,14 +142,24 @@ def create_files(paths: ShardPaths, identity: ShardIdentity, *, mode: int = 0o60
     Raises `StorageError` where the folder is missing or the space is not there.
     """
     sizes = identity.geometry()
+    _check_folder(paths)
+    with _translated(paths.data):
+        if _matches(paths, identity, sizes):
+            return sizes
+        _create(paths, identity, sizes, mode)
+    return sizes
+
+
+def _check_folder(paths: ShardPaths) -> None:
     if not paths.data.parent.is_dir():
         raise StorageError(
             f"the shared-memory folder {paths.data.parent} does not exist; create it, or name "
             "another one (--shm-dir)",
             path=str(paths.data.parent),
         )
-    if _matches(paths, identity, sizes):
-        return sizes
+
+
+def _create(paths: ShardPaths, identity: ShardIdentity, sizes: Geometry, mode: int) -> None:
     for path in (paths.data, paths.access):
         path.unlink(missing_ok=True)
     try:
@@ -168,7 +178,6 @@ def create_files(paths: ShardPaths, identity: ShardIdentity, *, mode: int = 0o60
             header.release()
     finally:
         os.close(fd)
-    return sizes
 
 
 def open_for_writing(paths: ShardPaths, identity: ShardIdentity) -> Arena:
@@ -176,7 +185,9 @@ def open_for_writing(paths: ShardPaths, identity: ShardIdentity) -> Arena:
 
     Raises `StorageError` where another process holds the lock, or the files are not this shard's.
     """
-    lock_fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    _check_folder(paths)
+    with _translated(paths.lock):
+        lock_fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.lockf(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -188,10 +199,11 @@ def open_for_writing(paths: ShardPaths, identity: ShardIdentity) -> Arena:
         ) from error
     try:
         sizes = create_files(paths, identity)
-        with _opened(paths.data, os.O_RDWR) as fd:
-            data = mmap.mmap(fd, sizes.data_bytes)
-        with _opened(paths.access, os.O_RDWR) as fd:
-            access = mmap.mmap(fd, sizes.access_bytes)
+        with _translated(paths.data):
+            with _opened(paths.data, os.O_RDWR) as fd:
+                data = mmap.mmap(fd, sizes.data_bytes)
+            with _opened(paths.access, os.O_RDWR) as fd:
+                access = mmap.mmap(fd, sizes.access_bytes)
     except BaseException:
         os.close(lock_fd)
         raise
@@ -204,15 +216,19 @@ def open_for_reading(paths: ShardPaths, identity: ShardIdentity) -> Arena:
     Raises `StorageError` where the files are missing or not this shard's.
     """
     sizes = identity.geometry()
-    if not _matches(paths, identity, sizes):
-        raise StorageError(
-            f"{paths.data} is missing or belongs to another node, version or geometry",
-            path=str(paths.data),
-        )
-    with _opened(paths.data, os.O_RDONLY) as fd:
-        data = mmap.mmap(fd, sizes.data_bytes, access=mmap.ACCESS_READ)
-    with _opened(paths.access, os.O_RDWR) as fd:
-        access = mmap.mmap(fd, sizes.access_bytes)
+    with _translated(paths.data):
+        if not _matches(paths, identity, sizes):
+            raise StorageError(
+                f"{paths.data} is missing or belongs to another node, version or geometry",
+                path=str(paths.data),
+            )
+        with _opened(paths.data, os.O_RDONLY) as fd:
+            data = mmap.mmap(fd, sizes.data_bytes, access=mmap.ACCESS_READ)
+        with _opened(paths.access, os.O_RDWR) as fd:
+            access = mmap.mmap(fd, sizes.access_bytes)
+        # What is mapped may be another file than the one looked at: look again.
+        if not _is_of(memoryview(data)[: HEADER_WORDS * 8].cast("Q"), identity):
+            raise StorageError(f"{paths.data} was replaced just now", path=str(paths.data))
     return Arena(data, access, sizes)
 
 
@@ -226,7 +242,7 @@ def is_tmpfs(folder: str | Path) -> bool:
     """Tell whether a folder lies on tmpfs, from /proc/self/mountinfo."""
     real = os.path.realpath(folder)
     best, kind = "", ""
-    with open("/proc/self/mountinfo", encoding="utf-8") as mounts:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
         for line in mounts:
             fields, _, tail = line.partition(" - ")
             point = fields.split()[4].replace("\\040", " ")
@@ -257,6 +273,10 @@ def _matches(paths: ShardPaths, identity: ShardIdentity, sizes: Geometry) -> boo
             header = memoryview(file.read(HEADER_WORDS * 8)).cast("Q")
     except FileNotFoundError:
         return False
+    return _is_of(header, identity)
+
+
+def _is_of(header: memoryview[int], identity: ShardIdentity) -> bool:
     return (
         header[H_MAGIC] == MAGIC
         and header[H_FORMAT] == FORMAT
@@ -287,6 +307,17 @@ def _reserve(path: Path, count: int, mode: int, *, keep: bool = False) -> int:
         return fd
     os.close(fd)
     return -1
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """Make a `StorageError` of what the system says: no permission, no room, gone just now."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: mmap of a file that shrank
+        raise StorageError(f"shard file {path}: {error}", path=str(path)) from error
 
 
 @contextlib.contextmanager

@@ -72,6 +72,7 @@ GENERATION_SHIFT: Final = 33
 GENERATION_MAX: Final = (1 << 15) - 1
 PLACE_MASK: Final = (1 << 33) - 1
 BUCKET_SLOTS: Final = 8
+SHARD_BYTES_MAX: Final = (PLACE_MASK + 1) * 8  # 64 GiB: what a place can name
 
 # Records.
 RECORD_HEADER: Final = struct.Struct("<QQQ")
@@ -166,6 +167,13 @@ def geometry(cache_bytes: int, item_bytes_mean: int) -> Geometry:
         raise ConfigError(
             f"item_bytes_mean is {item_bytes_mean}; it must be at least 1",
             setting="item_bytes_mean",
+        )
+    if cache_bytes > SHARD_BYTES_MAX:
+        raise ConfigError(
+            f"cache_bytes gives a shard {cache_bytes} bytes, and one holds at most "
+            f"{SHARD_BYTES_MAX}: use more workers",
+            setting="cache_bytes",
+            value=str(cache_bytes),
         )
     record_bytes = (RECORD_HEADER_BYTES + PADDING_BYTES_MEAN + item_bytes_mean) / LOG_LIVE_SHARE
     index_bytes = 9 / INDEX_LOAD

@@ -34,6 +34,8 @@ FILL_LIVE_MASK = 0xFFFFFFFF
 # A record that does not fit the open segment opens another one; the room left behind takes
 # smaller records as long as it is at least this share of a segment.
 _TAIL_WORTH = 64
+# Entries of the expiry heap; above it those of segments that were reused meanwhile are dropped.
+_EXPIRING_PER_SEGMENT_MAX = 4
 
 
 class OpenSegment:
@@ -47,7 +49,7 @@ class OpenSegment:
         self.position = position  # byte of the data file
         self.end = end
         self.stamp = generation << GENERATION_SHIFT
-        self.expiry = 0
+        self.expiry = -1  # no record yet; 0 would pass for a first record that never expires
 
 
 class SegmentLog:
@@ -208,6 +210,11 @@ class SegmentLog:
         stamp = (self._words[row + S_STATE] >> 16) << GENERATION_SHIFT
         return start, start + min(used, self._segment_bytes), stamp
 
+    def places(self, segment: int) -> tuple[int, int]:
+        """Return the first place of a segment and how many places it has."""
+        first = self._log_offset + segment * self._segment_bytes
+        return first >> 3, self._segment_bytes >> 3
+
     def class_of(self, segment: int) -> int:
         """Return the class of a segment in use."""
         return self._words[self._table + segment * SEGMENT_WORDS + S_STATE] >> 8 & 0xFF
@@ -227,6 +234,12 @@ class SegmentLog:
             key=self.live_of,
             default=None,
         )
+
+    def room(self, segment_class: int) -> int:
+        """Return the bytes that a class's next records can take."""
+        opened = (self.open[segment_class], self._tails[segment_class])
+        open_bytes = sum(part.end - part.position for part in opened if part is not None)
+        return open_bytes + len(self.free) * self._segment_bytes
 
     def segments_of(self, segment_class: int) -> int:
         """Return how many segments a class holds, its open ones counted."""
@@ -250,16 +263,30 @@ class SegmentLog:
 
     def _note_expiry(self, segment: int, latest_ms: int) -> None:
         if 0 < latest_ms < NEVER:
+            heap = self._expiring
             row = self._table + segment * SEGMENT_WORDS
             generation = self._words[row + S_STATE] >> 16
-            heapq.heappush(self._expiring, (latest_ms, segment, generation))
+            heapq.heappush(heap, (latest_ms, segment, generation))
+            if len(heap) > _EXPIRING_PER_SEGMENT_MAX * self._arena.geometry.segments:
+                # Segments that were evicted long before their time: at most one a segment stays.
+                self._expiring = [entry for entry in heap if self._stands(*entry)]
+                heapq.heapify(self._expiring)
+
+    def _stands(self, latest_ms: int, segment: int, generation: int) -> bool:
+        """Tell whether a heap entry is about what the segment holds now."""
+        row = self._table + segment * SEGMENT_WORDS
+        state = self._words[row + S_STATE]
+        return (
+            state >> 16 == generation
+            and state & 0xFF == STATE_CLOSED
+            and self._words[row + S_EXPIRY] == latest_ms
+        )
 
     def expired(self, now_ms: int) -> int | None:
         """Return a closed segment whose latest expiry has passed, or None; each one once."""
         heap = self._expiring
         while heap and heap[0][0] <= now_ms:
-            _, segment, generation = heapq.heappop(heap)
-            state = self._words[self._table + segment * SEGMENT_WORDS + S_STATE]
-            if state >> 16 == generation and state & 0xFF == STATE_CLOSED:
-                return segment
+            entry = heapq.heappop(heap)
+            if self._stands(*entry):
+                return entry[1]
         return None

@@ -42,6 +42,7 @@ from kamacache.store.layout import (
     VALUE_LENGTH_SHIFT,
 )
 from kamacache.store.reader import Answer, elsewhere, make_lookup
+from kamacache.store.recovery import adopt_slots, purge
 from kamacache.store.segments import SegmentLog
 
 log = logging.getLogger("kamacache.store")
@@ -54,6 +55,8 @@ _COMPACT_BELOW: Final = 0.85
 _VICTIMS_MAX: Final = 16
 _MAINTAIN_SEGMENTS_MAX: Final = 64
 _WORD_MASK: Final = (1 << TAG_SHIFT) - 1
+_NOT_CHOSEN: Final = -1
+_DROP_ALL: Final[list[Verdict]] = [None] * 256
 
 
 class ShardWriter:
@@ -88,7 +91,7 @@ class ShardWriter:
             clock_s=lambda: clock_ms() / 1000,
         )
         self._compact_below = int(arena.geometry.log_bytes * _COMPACT_BELOW)
-        self.items = self._slots - bytes(self._access).count(0)
+        self.items = adopt_slots(arena)
         self._puts = 0
         self._counts = dict.fromkeys(COUNTERS, 0)
 
@@ -140,9 +143,12 @@ class ShardWriter:
         if negative:
             key_bytes |= FLAG_NEGATIVE
         if version is None:
-            version = self._versions.next()
+            words[H_VERSION] = version = self._versions.next()
         else:
             self._versions.observe(version)
+            words[H_VERSION] = self._versions.last  # a later version may have been seen before
+        if slot < 0:
+            slot = self._free_slot(digest)
         body = key + value
         record = (
             RECORD_HEADER.pack(
@@ -157,7 +163,6 @@ class ShardWriter:
         word = digest >> TAG_SHIFT << TAG_SHIFT | segments.append(
             segment_class, record, size, expiry_ms
         )
-        words[H_VERSION] = version
         self._puts += 1
         if old_word:
             # From this store on every reader and near cache sees the new value.
@@ -209,7 +214,11 @@ class ShardWriter:
     # -- the index -------------------------------------------------------------------------
 
     def _slot_of(self, key: bytes, digest: int) -> tuple[int, int]:
-        """Return ``(slot, word)`` of the key's entry, or ``(a slot for it, 0)``."""
+        """Return ``(slot, word)`` of the key's entry, or ``(a slot for it, 0)``.
+
+        The slot is `_NOT_CHOSEN` where `_free_slot` must find one, at another entry's expense
+        perhaps: nothing is evicted for a key that is only asked about.
+        """
         index = self._index
         slots = self._slots
         home = (digest & 0xFFFFFFFF) * slots >> 32
@@ -237,10 +246,12 @@ class ShardWriter:
             return home, 0
         if not index[second]:
             return second, 0
-        return self._free_slot(home, second), 0
+        return _NOT_CHOSEN, 0
 
-    def _free_slot(self, home: int, second: int) -> int:
-        """Return an empty slot of two buckets; the stalest of their entries makes room if none."""
+    def _free_slot(self, digest: int) -> int:
+        """Return an empty slot of a key's two buckets; if none, their stalest entry makes room."""
+        home = (digest & 0xFFFFFFFF) * self._slots >> 32
+        second = second_slot(digest, self._slots)
         stalest, lowest = home, 256
         for first in (home & -BUCKET_SLOTS, second & -BUCKET_SLOTS):
             for slot in range(first, first + BUCKET_SLOTS):
@@ -279,26 +290,32 @@ class ShardWriter:
             return
         self._policy.segment_filled()
         segments = self._log
+        compacting = True
         for attempt in range(_VICTIMS_MAX + 1):
             if len(segments.free) > _RESERVE_SEGMENTS:
                 return
             now_ms = self._clock_ms()
             if (expired := segments.expired(now_ms)) is not None:
-                self._clean(expired, [None] * 256, now_ms)
+                self._clean(expired, _DROP_ALL, now_ms)
                 continue
-            if segments.live_bytes < self._compact_below:
+            if len(segments.free) < _RESERVE_SEGMENTS:
+                # The writer before died while it moved records to the reserve: nothing can move.
+                self._clean(self._policy.victim(), _DROP_ALL, now_ms)
+                continue
+            if compacting and attempt < _VICTIMS_MAX and segments.live_bytes < self._compact_below:
                 victim = segments.emptiest()
-            else:
-                victim = None
-            if victim is not None and attempt < _VICTIMS_MAX:
-                segment_class = segments.class_of(victim)
-                self._clean(victim, [(segment_class, level) for level in range(256)], now_ms)
-                continue
+                if victim is not None:
+                    segment_class = segments.class_of(victim)
+                    room = segments.room(segment_class)
+                    self._clean(victim, [(segment_class, level) for level in range(256)], now_ms)
+                    # Records too large to share a segment leave the same holes where they go.
+                    compacting = segments.room(segment_class) > room
+                    continue
             victim = self._policy.victim()
             if attempt < _VICTIMS_MAX:
                 verdicts = self._policy.verdicts(segments.class_of(victim))
             else:
-                verdicts = [None] * 256
+                verdicts = _DROP_ALL
             self._clean(victim, verdicts, now_ms)
 
     def _clean(self, victim: int, verdicts: list[Verdict], now_ms: int) -> None:
@@ -309,6 +326,7 @@ class ShardWriter:
         """
         segments, policy = self._log, self._policy
         words, index, access, data = self._words, self._index, self._access, self._data
+        slots = self._slots
         segment_class = segments.class_of(victim)
         remembers = policy.remembers(segment_class)
         moved = dropped = expired = 0
@@ -318,8 +336,14 @@ class ShardWriter:
             head = words[place]
             size = RECORD_HEADER_BYTES + (head & KEY_LENGTH_MASK) + (head >> VALUE_LENGTH_SHIFT)
             size = (size + 7) & ~7
+            if position + size > end:
+                dropped += self._purge(victim)
+                break
             expiry_slot = words[place + 1]
             slot = expiry_slot & SLOT_LOW_MASK | (words[place + 2] & SLOT_HIGH_MASK) << 24
+            if slot >= slots:
+                dropped += self._purge(victim)
+                break
             word = index[slot]
             if word & _WORD_MASK == stamp | place:
                 expiry_ms = expiry_slot >> EXPIRY_SHIFT
@@ -353,6 +377,16 @@ class ShardWriter:
         counts["records_moved"] += moved
         counts["segments_freed"] += 1
 
+    def _purge(self, segment: int) -> int:
+        dropped = purge(self.arena, *self._log.places(segment))
+        log.error(
+            "group %s: segment %d holds a record that makes no sense; dropped its entries (%d)",
+            self.group,
+            segment,
+            dropped,
+        )
+        return dropped
+
     # -- upkeep ----------------------------------------------------------------------------
 
     def maintain(self) -> None:
@@ -362,7 +396,7 @@ class ShardWriter:
             segment = self._log.expired(now_ms)
             if segment is None:
                 break
-            self._clean(segment, [None] * 256, now_ms)
+            self._clean(segment, _DROP_ALL, now_ms)
         for at, count in enumerate(self.stats().values()):
             self._words[H_COUNTERS + at] = count
         self._words[H_HEARTBEAT] = now_ms
