@@ -1,9 +1,15 @@
 #!/usr/bin/env python3
 """What a hit costs an attached process: 30,000 keys, values of 100 B, one process, one thread.
 
-Each side gets every key once a slice, in one shuffled order (the servers and diskcache a part of
-them: they are slower). Targets: at most 7 times a `cachetools.LRUCache` hit with the near cache
-off, 2.3 times with it on. Beside it: redis-py and pymemcache over Unix sockets, and diskcache.
+Each side gets every key once a slice (the servers and diskcache a part of them: they are slower),
+in the order in which all caches were filled, and in a shuffled one. The order matters: in the first
+the processor's caches foresee what comes, and a dict is little more than its bytecode. Targets: at
+most 7 times a `cachetools.LRUCache` hit with the near cache off, 2.3 times with it on. Beside it:
+redis-py and pymemcache over Unix sockets, and diskcache.
+
+A near-cache entry is read from shared memory anew when its time is over (2 s). The median of the
+ratios leaves that out where most slices have none of it; "all slices together" counts it in, and
+too much of it, since here the near cache has only a part of the time in which its entries age.
 
     scripts/bench/local_hit.py [--quick] [--rounds N] [--json FILE] [--check]
 """
@@ -69,46 +75,41 @@ def main() -> None:
     rounds = args.rounds or (5 if args.quick else 60)
     draw = random.Random(1)
     values = {f"key:{number}": draw.randbytes(VALUE_BYTES) for number in range(KEYS)}
-    keys = draw.sample(list(values), KEYS)
+    orders = {"in order": list(values), "shuffled": draw.sample(list(values), KEYS)}
 
     with ExitStack() as stack:
         folder = stack.enter_context(harness.workspace())
-        node = stack.enter_context(
-            harness.running_node(folder, groups=("near:32MiB", "plain:32MiB"))
-        )
+        groups = [f"{kind}-{at}:32MiB" for kind in ("near", "plain") for at in range(len(orders))]
+        node = stack.enter_context(harness.running_node(folder, groups=groups))
         kamacache.attach(str(node.run_dir))
-        near = kamacache.Group("near", cache_bytes="32MiB", near_cache_items=32_768)
-        plain = kamacache.Group("plain", cache_bytes="32MiB", near_cache_items=0)
-        lru: cachetools.LRUCache[str, bytes] = cachetools.LRUCache(maxsize=KEYS)
-        lru.update(values)
-        near.set_many(values)
-        plain.set_many(values)
-        for group in (near, plain):
-            if group.get_many(list(values)) != values:
-                raise RuntimeError(f"{group!r} lost values that it was given")
-
-        sides: dict[str, Callable[[], float]] = {
-            DICT: indexing(lru, keys),
-            NEAR_OFF: asking(plain.get, keys),
-            NEAR_ON: asking(near.get, keys),
-        }
-        add_others(report, sides, stack, values, keys)
-
-        before = plain.stats()
+        sides: dict[str, Callable[[], float]] = {}
+        for at, (order, keys) in enumerate(orders.items()):
+            lru: cachetools.LRUCache[str, bytes] = cachetools.LRUCache(maxsize=KEYS)
+            lru.update(values)
+            near = kamacache.Group(f"near-{at}", cache_bytes="32MiB", near_cache_items=32_768)
+            plain = kamacache.Group(f"plain-{at}", cache_bytes="32MiB", near_cache_items=0)
+            for group in (near, plain):
+                group.set_many(values)
+                if group.get_many(list(values)) != values:
+                    raise RuntimeError(f"{group!r} lost values that it was given")
+            sides[f"{DICT}, {order}"] = indexing(lru, keys)
+            sides[f"{NEAR_OFF}, {order}"] = asking(plain.get, keys)
+            sides[f"{NEAR_ON}, {order}"] = asking(near.get, keys)
+        add_others(report, sides, stack, values, orders["shuffled"])
         samples = harness.interleave(sides, rounds, warm_up=2)
-        after = plain.stats()
 
     report.samples(samples)
-    report.measured("plain_stats", {"before": before, "after": after})
-    base = samples[DICT]
-    for name in sides:
-        if name in ("redis-py", "pymemcache", "diskcache"):
-            report.ratio(
-                f"{name} / near cache off", harness.ratios(samples[name], samples[NEAR_OFF])
-            )
-            report.ratio(f"{name} / near cache on", harness.ratios(samples[name], samples[NEAR_ON]))
-    report.target(f"{NEAR_OFF} / {DICT}", harness.ratios(samples[NEAR_OFF], base), at_most=7.0)
-    report.target(f"{NEAR_ON} / {DICT}", harness.ratios(samples[NEAR_ON], base), at_most=2.3)
+    for name in ("redis-py", "pymemcache", "diskcache"):
+        for side in (NEAR_OFF, NEAR_ON):
+            if name in samples:
+                of = samples[f"{side}, shuffled"]
+                report.ratio(f"{name} / {side}, shuffled", harness.ratios(samples[name], of))
+    for order in orders:
+        base = samples[f"{DICT}, {order}"]
+        for side, at_most in ((NEAR_OFF, 7.0), (NEAR_ON, 2.3)):
+            ours = samples[f"{side}, {order}"]
+            report.ratio(f"{side} / {DICT}, {order}, all slices together", [sum(ours) / sum(base)])
+            report.target(f"{side} / {DICT}, {order}", harness.ratios(ours, base), at_most=at_most)
     report.finish()
 
 

@@ -97,11 +97,6 @@ def main() -> None:
         [seconds * 1000 for seconds in imports["import kamacache"]],
         at_most=60,
     )
-    report.target(
-        "import kamacache with Group and attach, in ms",
-        [seconds * 1000 for seconds in imports["import kamacache, use of Group and attach"]],
-        at_most=60,
-    )
     sizes = {"64MiB": SIZES["64MiB"]} if not room_for(2 * GIB) else SIZES
     starts = harness.interleave(
         {f"node of 8 workers, {size}": node_start(size) for size in sizes},
