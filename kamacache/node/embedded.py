@@ -36,7 +36,13 @@ from kamacache.getters import Loadable
 from kamacache.limits import BOOT_FAILURES_MAX, BOOT_TIMEOUT_S, DRAIN_TIMEOUT_S
 from kamacache.node.address import parse_address
 from kamacache.node.exits import NodeEndError
-from kamacache.node.settings import NodeSettings, check_listen, check_peers, workers_default
+from kamacache.node.settings import (
+    READERS,
+    NodeSettings,
+    check_listen,
+    check_peers,
+    workers_default,
+)
 from kamacache.rundir import context
 from kamacache.rundir.context import EXIT_CONFIG, EXIT_OK, EXIT_ROLE
 from kamacache.rundir.layout import SHM_ROOT
@@ -86,8 +92,10 @@ class Node:
         if listen is not None and fronts != 0:
             self._address = check_listen(parse_address(listen, "listen"), insecure=insecure)
         check_peers(list(peers), self._address)
-        self._workers = workers_default() if workers is None else workers
-        self._fronts = 1 if fronts is None else fronts
+        self._workers = READERS["workers"](
+            "workers", workers_default() if workers is None else workers
+        )
+        self._fronts = READERS["fronts"]("fronts", 1 if fronts is None else fronts)
         self._run_dir_given = None if run_dir is None else Path(run_dir)
         self._shm_dir = Path(shm_dir or os.environ.get("KAMACACHE_SHM_DIR") or SHM_ROOT)
         self._logs = log_level, log_format
@@ -192,7 +200,7 @@ class Node:
         if not self._pid:
             self.start()
         told: list[int] = []
-        before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+        before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
         read, write = os.pipe()
         os.set_blocking(write, False)
         wakeup_before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)

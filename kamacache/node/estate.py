@@ -94,6 +94,7 @@ class Estate:
         own_folder(self._shm_dir.parent, "shm_dir", gid=settings.socket_gid)
         self._reserve_memory()
         own_folder(self._sockets_dir, "run_dir", gid=settings.socket_gid)
+        self.control.extend()  # who finds node.json finds a node that serves
         write_description(self._run_dir, self.description, gid=settings.socket_gid)
 
     def _required_bytes(self) -> int:

@@ -1,0 +1,99 @@
+"""When a role is forked again, and when the node gives up."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from kamacache.limits import BOOT_FAILURES_MAX, RESTART_BACKOFF_FIRST_S, RESTART_BACKOFF_MAX_S
+from kamacache.node.children import Child, backoff_s
+from kamacache.rundir.context import FAILURE_CHARS_MAX, RoleContext
+
+
+def forked(child: Child, said: bytes = b"") -> None:
+    """Give the child a process that has said something."""
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    os.write(write, said)
+    os.close(write)
+    child.forked(12345, read, 60.0)
+    assert child.hear() or child.hear()  # the second read finds the end
+    os.close(read)
+    child.ready_fd = -1
+
+
+def test_death_at_work_is_no_failure_and_restarts_at_once() -> None:
+    child = Child(role="worker", index=0)
+    for _ in range(10 * BOOT_FAILURES_MAX):
+        forked(child, b"ready\n")
+        assert child.ready
+        child.died(-9, 100.0)
+        assert child.start_at_s == 100.0
+    assert not child.given_up
+
+
+def test_deaths_before_ready_wait_longer_and_end_the_node() -> None:
+    child = Child(role="worker", index=0)
+    for failures in range(1, BOOT_FAILURES_MAX + 1):
+        assert not child.given_up
+        forked(child)
+        child.died(1, 100.0)
+        assert child.start_at_s == 100.0 + backoff_s(failures)
+    assert child.given_up
+    assert child.exit_code == 3
+
+
+def test_one_success_forgets_the_failures() -> None:
+    child = Child(role="worker", index=0)
+    for _ in range(3):
+        for _ in range(BOOT_FAILURES_MAX - 1):
+            forked(child)
+            child.died(1, 0.0)
+        forked(child, b"ready\n")
+        child.died(1, 0.0)
+    assert not child.given_up
+
+
+def test_back_off_is_bounded() -> None:
+    assert backoff_s(1) == RESTART_BACKOFF_FIRST_S
+    assert backoff_s(1000) == RESTART_BACKOFF_MAX_S
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "code"),
+    [
+        (b"failed 4 no such module\n", 4, 4),
+        (b"failed 3 the lock is held\n", 3, 3),
+        (b"failed 1 odd code\n", 1, 3),
+        (b"", 4, 4),
+        (b"", 78, 78),
+        (b"", -11, 3),
+        (b"rea", 0, 3),
+    ],
+)
+def test_exit_code_of_the_node_follows_what_the_role_said(
+    said: bytes, status: int, code: int
+) -> None:
+    child = Child(role="worker", index=0)
+    forked(child, said)
+    child.died(status, 0.0)
+    assert child.exit_code == code
+    assert child.failure is not None
+
+
+def test_reason_with_lines_survives_the_pipe() -> None:
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    told = RoleContext.__new__(RoleContext)
+    object.__setattr__(told, "ready_fd", write)
+    told.report_failed(4, "é" * 5000 + "\nTraceback:\n  line \\n 2")
+    child = Child(role="worker", index=0)
+    child.forked(1, read, 1.0)
+    assert child.hear()
+    os.close(read)
+    assert child.failure is not None
+    code, message = child.failure
+    assert code == 4
+    assert message.endswith("é\nTraceback:\n  line \\n 2")
+    assert len(message) == FAILURE_CHARS_MAX
