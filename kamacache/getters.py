@@ -111,6 +111,8 @@ def is_async_callable(function: object) -> bool:
     """Tell whether calling this gives a coroutine: async def, a partial or an object of one."""
     while isinstance(function, functools.partial):
         function = function.func
+    if isinstance(function, type):
+        return False  # calling a class makes an instance, whatever calling that would give
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004 -- the method itself is looked at
     )

@@ -47,7 +47,6 @@ class _Raise:
 
 
 _RAISE: Final = _Raise()
-_starting = threading.Lock()  # one engine for a group, whichever thread asks first
 
 
 class Group:
@@ -140,6 +139,7 @@ class Group:
             has_getter=self._getter.present,
         )
         self._engine: Engine | None = None
+        self._starting = threading.Lock()  # one engine, whichever thread asks first
         self._lookup: Callable[[str | bytes], Answer] = self._first_lookup
         engines.join(self)
 
@@ -374,7 +374,7 @@ class Group:
 
     def _use(self, engine: Engine | None) -> None:
         """Answer by this engine from now on; None: start the process's default at the next use."""
-        with _starting:
+        with self._starting:
             self._engine = engine
             self._lookup = self._first_lookup if engine is None else engine.lookup
 
@@ -388,7 +388,7 @@ class Group:
             from kamacache.local.attach import attach
 
             attach(run_dir)
-        with _starting:
+        with self._starting:
             if self._engine is None:
                 make = engines.factory() or _single
                 self._engine = make(self)
@@ -494,8 +494,9 @@ def _keys(keys: Iterable[Key]) -> Iterable[Key]:
 
 
 def _after_fork_in_child() -> None:
-    global _starting
-    _starting = threading.Lock()  # another thread may have held it
+    for made in engines.live():
+        if isinstance(made, Group):
+            made._starting = threading.Lock()  # another thread may have held it
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

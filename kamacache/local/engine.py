@@ -21,8 +21,9 @@ class Engine(Protocol):
     """What answers a group's calls.
 
     ``deadline_s`` is a time.monotonic(), or None where the asker named no time: the engine then
-    takes the group's load timeout, or what is left of the call that this one is nested in. None
-    also tells it that a getter may run in the caller's thread, where no one could interrupt it.
+    takes what the group's load timeout allows, and what is left of the call that this one is
+    nested in. None also tells it that a getter may run in the caller's thread, where no one
+    could interrupt it.
     Keys are checked already (`kamacache.getters.key_bytes`), values encoded. Each method raises
     `KamaCacheError` only.
     """

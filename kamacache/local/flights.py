@@ -154,9 +154,19 @@ class FlightTable:
             if load.claimed:
                 return False
             load.claimed = True
+            load.expires_s = time.monotonic() + self._load_timeout_s
             load.pool = pool
             load.thread_id = threading.get_ident()
             return True
+
+    def queue(self, load: Load, pool: LoadThreads) -> None:
+        """Note where a new load waits for a thread, which gives it that much more time. Lock held.
+
+        It may wait for the load timeout, since that is when the threads in its way are given up,
+        and then run for as long.
+        """
+        load.pool = pool
+        load.expires_s += self._load_timeout_s
 
     def detach(self, key: bytes) -> None:
         """Take a key's flight out, because a set or delete overtook it. Lock held."""

@@ -11,6 +11,7 @@ that it does not have. It drops flights, threads and counts; its private memory 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
 import time
@@ -110,9 +111,14 @@ class Loads:
         self._runner.after_fork()
 
     def _until(self, deadline_s: float | None) -> float:
+        """Return when an asker leaves; one that named no time waits as long as the load may take.
+
+        A nested one leaves with the call it serves, which is how cycles across threads end.
+        """
         if deadline_s is not None:
             return deadline_s
-        return calls.deadline_after(None, self._load_timeout_s)
+        outer = calls.current.get()
+        return math.inf if outer is None else outer.deadline_s
 
     def _ask(
         self, key: bytes, loop: asyncio.AbstractEventLoop | None, *, inline: bool = False

@@ -53,7 +53,7 @@ class Runner:
     def place(self, load: Load, *, inline: bool) -> None:
         """Settle in which pool a new load will be queued. Lock held, so that joiners see it."""
         if not inline and not self._group.is_async:
-            load.pool = self._pool(load.depth)
+            self._table.queue(load, self._pool(load.depth))
 
     def start(self, load: Load, loop: asyncio.AbstractEventLoop | None) -> None:
         """Run a placed load here, or hand it to the thread or loop that will.
