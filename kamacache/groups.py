@@ -317,8 +317,8 @@ class Group:
             raise self._not_found(key_bytes(key))
 
     def __contains__(self, key: object) -> bool:
-        data = key_bytes(key)  # type: ignore[arg-type] # it is what checks the type
-        return isinstance(self._lookup(data), bytes)
+        key_bytes(key)  # type: ignore[arg-type] # it is what checks the type
+        return isinstance(self._lookup(key), bytes)  # type: ignore[arg-type]
 
     def __call__(self, key: Key) -> Any:
         """Return `get`'s value, or `aget`'s awaitable where the getter is async."""

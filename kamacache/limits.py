@@ -46,6 +46,8 @@ DRAIN_TIMEOUT_S: Final = 10.0
 BOOT_TIMEOUT_S: Final = 60.0
 RESTART_BACKOFF_FIRST_S: Final = 0.1
 RESTART_BACKOFF_MAX_S: Final = 10.0
+PULSE_EVERY_S: Final = 5.0  # how often the supervisor pings each worker
+HUNG_WORKER_S: Final = 60.0  # a worker whose loop answers no ping for so long is killed
 BOOT_FAILURES_MAX: Final = 3  # deaths before ready, in a row, that end the node with exit code 3
 
 # Getters.
@@ -57,6 +59,7 @@ HUNG_THREADS_MAX: Final = 32  # getter threads given up in one worker before it 
 RELIEF_THREADS_MAX: Final = 64  # beyond load_threads, where nested loads wait for each other
 LOAD_THREAD_IDLE_S: Final = 30.0  # after which an idle getter thread of a single instance ends
 HUNG_SWEEP_S: Final = 0.2  # how often an asker of a queued load looks for hung threads
+FORK_LOCK_S: Final = 1.0  # how long a fork waits for a thread that changes a private shard
 LOADS_ABANDONED_MAX: Final = 3  # loads lost with their event loop before an asker gives up
 
 # Processes.

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from kamacache import calls
 from kamacache.errors import DeadlineExceededError, LoadError
 from kamacache.getters import Loaded
-from kamacache.limits import BATCH_KEYS_MAX, HUNG_SWEEP_S, LOADS_ABANDONED_MAX
+from kamacache.limits import BATCH_KEYS_MAX, FORK_LOCK_S, HUNG_SWEEP_S, LOADS_ABANDONED_MAX
 from kamacache.local.engine import EngineUser
 from kamacache.local.flights import (
     Abandoned,
@@ -316,9 +316,9 @@ _held: list[Loads] = []
 
 def _before_fork() -> None:
     _forking.acquire()
-    for loads in list(_live):
-        loads.table.lock.acquire()
-        _held.append(loads)
+    # Only a fork from a signal handler that interrupted the holder itself waits in vain; the holder
+    # then goes on in the child, and releases the lock there.
+    _held.extend(loads for loads in list(_live) if loads.table.lock.acquire(timeout=FORK_LOCK_S))
 
 
 def _after_fork_in_parent() -> None:
@@ -326,7 +326,7 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    for loads in _held:
+    for loads in list(_live):
         loads.after_fork()
     _release()
 
