@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -35,6 +35,7 @@ from kamacache.v1 import kamacache_pb2 as pb
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Cache"]
 LOG_EVERY_S: Final = 10.0
+SLICE_KEYS: Final = 256  # looked up before a batch's bytes are counted again, and may be too many
 
 log = logging.getLogger("kamacache.front")
 
@@ -109,17 +110,23 @@ class CacheServicer:
         engine = self._engines.get(request.group) or self._no_group(request.group)
         keys = self._checked(request.keys)
         # A list, since one key may be asked for twice; None is replaced or stays a miss.
-        values: list[Any] = engine.lookup_many(keys)
+        values: list[Any] = []
+        held_bytes = 0
+        for start in range(0, len(keys), SLICE_KEYS):
+            found = engine.lookup_many(keys[start : start + SLICE_KEYS])
+            held_bytes += sum(len(value) for value in found if value.__class__ is bytes)
+            self._check_reply_bytes(held_bytes)
+            values += found
         if None in values:
             asked = list(dict.fromkeys(k for k, v in zip(keys, values, strict=True) if v is None))
             for key in asked:
                 _check_key(key)
             loaded = await engine.aget_many(asked, self._deadline_s(context))
             values = [loaded.get(k) if v is None else v for k, v in zip(keys, values, strict=True)]
+            self._check_reply_bytes(sum(len(v) for v in values if v.__class__ is bytes))
         missing = [i for i, value in enumerate(values) if value.__class__ is not bytes]
         for i in missing:
             values[i] = b""
-        self._check_reply_bytes(values)
         reply = pb.BatchGetResponse(values=values, missing=missing)
         if request.meta:
             _add_meta(reply, engine, keys, values)
@@ -185,11 +192,11 @@ class CacheServicer:
             raise BatchRangeError(f"a batch of {len(keys)} keys; the limit is {limit}: split it")
         return list(keys)
 
-    def _check_reply_bytes(self, values: Iterable[bytes]) -> None:
-        total, limit = sum(map(len, values)), self._settings.message_bytes_max
-        if total > limit:
+    def _check_reply_bytes(self, held_bytes: int) -> None:
+        limit = self._settings.message_bytes_max
+        if held_bytes > limit:
             raise BatchRangeError(
-                f"the values asked for have {total} bytes, a message at most {limit}: "
+                f"the values asked for have {held_bytes} bytes or more, a reply at most {limit}: "
                 "ask for fewer keys at once"
             )
 

@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from kamacache.errors import ConfigError
-from kamacache.limits import BATCH_KEYS_MAX, DRAIN_TIMEOUT_S
+from kamacache.limits import BATCH_KEYS_MAX, DRAIN_TIMEOUT_S, VALUE_BYTES_CEILING
 
-MESSAGE_BYTES_MAX: Final = 16 << 20
-"""Of a request and of a reply. gRPC's default is 4 MiB; a batch of 4,096 values of 4 KiB fits."""
+MESSAGE_BYTES_MAX: Final = VALUE_BYTES_CEILING + (64 << 10)
+"""Of a request, and of the values in a reply: the largest value fits, with its key, and so does a
+batch of 4,096 values of 4 KiB. gRPC's default is 4 MiB, which is also what clients accept."""
+
+REPLY_BYTES_A_KEY: Final = 32
+"""What a batch reply holds for each key beside the value: tags, lengths, TTL, version."""
 
 CALLS_MAX: Final = 1_000
 """In flight in one front; more are refused with RESOURCE_EXHAUSTED. In the worst case each holds
@@ -76,7 +80,11 @@ class FrontSettings:
         return [
             ("grpc.so_reuseport", 1),  # all fronts of the node bind one port
             ("grpc.max_receive_message_length", self.message_bytes_max),
-            ("grpc.max_send_message_length", self.message_bytes_max),
+            # Above what the servicer allows: its own refusal tells the caller what to do.
+            (
+                "grpc.max_send_message_length",
+                self.message_bytes_max + REPLY_BYTES_A_KEY * self.batch_keys_max,
+            ),
             ("grpc.max_concurrent_streams", self.calls_max),
             ("grpc.keepalive_time_ms", self.keepalive_ms),
             ("grpc.keepalive_timeout_ms", self.keepalive_timeout_ms),

@@ -234,6 +234,18 @@ async def test_a_batch_above_the_limits_is_out_of_range(serving: Any) -> None:
         assert len(reply.values) == 5
 
 
+async def test_a_batch_reply_of_exactly_the_limit_is_sent(serving: Any) -> None:
+    engine = ShardEngine()
+    keys = [b"%03d" % i for i in range(400)]
+    for key in keys:
+        engine.writer.put(key, b"v" * 50)
+    async with serving(engine, batch_keys_max=400, message_bytes_max=20_000) as (_, channel):
+        request = pb.BatchGetRequest(group="scores", keys=keys, meta=True)
+        reply = await CacheStub(channel).BatchGet(request)
+    assert sum(map(len, reply.values)) == 20_000
+    assert reply.ByteSize() > 20_000
+
+
 async def test_a_message_above_the_limit_is_resource_exhausted(serving: Any) -> None:
     engine = ShardEngine()
     async with serving(engine, message_bytes_max=10_000) as (_, channel):
