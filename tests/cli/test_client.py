@@ -52,8 +52,10 @@ def node(tmp_path_factory: pytest.TempPathFactory, shm_root: Path) -> Iterator[N
     args = ("--workers", "2", "--app", "cli_app:groups", "--listen", "127.0.0.1:0")
     with NodeProcess(folder / "run", *args, cwd=folder) as found:
         found.await_ready()
-        yield found
-        assert found.stop() == 0
+        try:
+            yield found
+        finally:
+            assert found.stop() == 0
 
 
 @pytest.fixture(params=["run dir", "address"])

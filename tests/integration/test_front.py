@@ -52,7 +52,11 @@ def node(folder: Path) -> Iterator[NodeProcess]:
     args = ("--workers=2", "--fronts=2", "--app=front_app:group", "--listen=127.0.0.1:0")
     with NodeProcess(folder / "run", *args, cwd=folder) as found:
         found.await_ready()
-        yield found
+        try:
+            yield found
+        finally:
+            if found.process.poll() is None:  # stopped, not killed, so that it removes its files
+                found.stop()
 
 
 def connect(node: NodeProcess, number: int = 0) -> grpc.Channel:
