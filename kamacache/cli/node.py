@@ -143,8 +143,8 @@ def _run(config: str | None, flags: dict[str, Any]) -> int:
 
 
 def _say(line: str) -> None:
-    with contextlib.suppress(BrokenPipeError):  # nobody reads it any more: no reason to end
-        print(line, flush=True)
+    with contextlib.suppress(OSError):  # nobody reads it any more: no reason to end
+        os.write(1, f"{line}\n".encode())  # print would fail once more when Python ends
 
 
 def _refused(code: int, message: str) -> int:
@@ -152,8 +152,19 @@ def _refused(code: int, message: str) -> int:
     return code
 
 
+def _open_streams() -> None:
+    """Put /dev/null where a starter closed a standard stream: a pipe would take its number."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
+
+
 def main() -> None:
     """Run the command; the console script."""
+    _open_streams()
     command.main(prog_name="kamacache-node")
 
 

@@ -22,7 +22,7 @@ from setproctitle import setproctitle
 
 from kamacache.config import GroupSpec
 from kamacache.getters import Loadable
-from kamacache.node.exits import NodeEndError
+from kamacache.node.exits import NodeEndError, flush_streams
 from kamacache.node.signals import SignalQueue, reset_in_child, signals_held
 from kamacache.rundir import context
 from kamacache.rundir.context import EXIT_APP, EXIT_OK
@@ -102,8 +102,7 @@ def probe_app(target: str, *, timeout_s: float, signals: SignalQueue) -> list[Gr
     signal to stop came meanwhile.
     """
     read, write = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_streams()
     with signals_held():
         pid = os.fork()
         if pid == 0:
@@ -161,8 +160,7 @@ def _probe(target: str, write: int, signals: SignalQueue) -> None:
         data = msgspec.msgpack.encode(answer)
         while data:
             data = data[os.write(write, data) :]
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_streams()
     finally:
         # Not sys.exit: threads that the app's import started would be waited for.
         os._exit(EXIT_OK)

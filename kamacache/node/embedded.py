@@ -35,7 +35,7 @@ from kamacache.errors import ConfigError, KamaCacheError, NodeUnavailableError
 from kamacache.getters import Loadable
 from kamacache.limits import BOOT_FAILURES_MAX, BOOT_TIMEOUT_S, DRAIN_TIMEOUT_S
 from kamacache.node.address import parse_address
-from kamacache.node.exits import NodeEndError
+from kamacache.node.exits import NodeEndError, flush_streams
 from kamacache.node.settings import (
     READERS,
     NodeSettings,
@@ -160,8 +160,7 @@ class Node:
         )
         read, write = os.pipe()
         program_pidfd = os.pidfd_open(os.getpid())
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_streams()
         try:
             self._pid = os.fork()
             if self._pid == 0:
@@ -292,8 +291,7 @@ class Node:
                 code = error.code
                 report(_Report(False, code, error.message))
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            flush_streams()
             os._exit(code)  # the stack below is the program's
 
     def _await_ready(self, read: int) -> None:

@@ -1,6 +1,9 @@
-"""How a node ends: the reason as a sentence, and the exit code that goes with it."""
+"""How a node ends: the reason as a sentence, the exit code that goes with it, the last flush."""
 
 from __future__ import annotations
+
+import contextlib
+import sys
 
 from kamacache.rundir.context import EXIT_CONFIG
 
@@ -17,3 +20,11 @@ class NodeEndError(Exception):
 def bad_config(message: str) -> NodeEndError:
     """Return the `NodeEndError` of a setting that cannot work."""
     return NodeEndError(EXIT_CONFIG, message)
+
+
+def flush_streams() -> None:
+    """Write out what is buffered: before a fork, or it comes out twice; before os._exit."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            if stream is not None:
+                stream.flush()

@@ -11,7 +11,6 @@ import os
 import select
 import shutil
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -21,7 +20,7 @@ from setproctitle import setproctitle
 
 from kamacache.errors import KamaCacheError
 from kamacache.node.app import load_groups
-from kamacache.node.exits import NodeEndError
+from kamacache.node.exits import NodeEndError, flush_streams
 from kamacache.node.logs import configure_logs
 from kamacache.node.signals import reset_in_child
 from kamacache.rundir import context
@@ -51,8 +50,7 @@ def become(
     finally:
         # os._exit: the stack below us is the supervisor's (or the user's program's), and so are
         # its finally blocks and atexit functions.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_streams()
         os._exit(code)
 
 
@@ -109,3 +107,16 @@ def _watch(told: RoleContext) -> None:
     if told.run_dir_is_temporary:
         shutil.rmtree(told.run_dir.path, ignore_errors=True)
     os._exit(EXIT_ORPHANED)
+
+
+def import_shared() -> None:
+    """Load what every role needs once, before the forks, where it costs one process's time.
+
+    None of it starts a thread or opens a descriptor; grpc does, and stays out.
+    """
+    import asyncio  # noqa: F401
+    import concurrent.futures.thread  # noqa: F401
+
+    import uvloop  # noqa: F401
+
+    import kamacache.worker.main  # noqa: F401

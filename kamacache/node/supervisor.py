@@ -23,7 +23,6 @@ import os
 import selectors
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
@@ -31,20 +30,22 @@ from typing import Final, NoReturn
 import structlog
 from setproctitle import setproctitle
 
-from kamacache.errors import ConfigError, StorageError
+from kamacache.errors import ConfigError
 from kamacache.getters import Loadable
 from kamacache.limits import (
     BOOT_FAILURES_MAX,
     BOOT_TIMEOUT_S,
     DRAIN_TIMEOUT_S,
+    PULSE_EVERY_S,
     SERVE_UNTIL_EVERY_S,
 )
 from kamacache.node.app import probe_app
 from kamacache.node.children import Child
 from kamacache.node.estate import Estate, take_lock
-from kamacache.node.exits import NodeEndError, bad_config
+from kamacache.node.exits import NodeEndError, bad_config, flush_streams
 from kamacache.node.group_options import merge_groups
-from kamacache.node.roles import become
+from kamacache.node.pulse import Pulse
+from kamacache.node.roles import become, import_shared
 from kamacache.node.settings import NodeSettings
 from kamacache.node.signals import SignalQueue, signals_held
 from kamacache.rundir import context
@@ -92,7 +93,8 @@ class Supervisor:
         self._kill_at_s = 0.0
         self._told_ready = False
         self._started_s = time.monotonic()
-        self._next_extend_s = self._next_fold_s = 0.0
+        self._pulses: dict[int, Pulse] = {}  # of the workers that are ready, by index
+        self._next_extend_s = self._next_fold_s = self._next_pulse_s = 0.0
 
     def run(self) -> int:
         """Be the node until it ends; return its exit code. `NodeEndError` says why it cannot be."""
@@ -126,17 +128,23 @@ class Supervisor:
         except ConfigError as error:
             raise bad_config(str(error)) from error
         try:
-            self._estate.reserve()
-            self._parent_pidfd = os.pidfd_open(os.getpid())
+            self._reserve()
             self._serve()
-        except StorageError as error:
-            raise NodeEndError(EXIT_ROLE, str(error)) from error
         finally:
             self._kill_all()
             self._estate.remove()
         if self._end_reason is not None:
             raise self._end_reason
         return EXIT_OK
+
+    def _reserve(self) -> None:
+        try:
+            self._estate.reserve()
+            self._parent_pidfd = os.pidfd_open(os.getpid())
+        except ConfigError as error:
+            raise bad_config(str(error)) from error
+        except OSError as error:  # StorageError, too
+            raise NodeEndError(EXIT_ROLE, f"the node cannot be set up: {error}") from error
 
     # ------------------------------------------------------------------ the loop
 
@@ -150,7 +158,7 @@ class Supervisor:
             self._selector.register(
                 self._program_pidfd, selectors.EVENT_READ, self._on_program_dead
             )
-        _import_shared()
+        import_shared()
         gc.collect()
         gc.freeze()  # a collection in a child must not copy the pages of what it inherited
         while not self._done():
@@ -169,6 +177,9 @@ class Supervisor:
         if now_s >= self._next_fold_s:
             self._estate.counters.fold()
             self._next_fold_s = now_s + FOLD_EVERY_S
+        if now_s >= self._next_pulse_s and not self._stopping:
+            self._feel_pulses(now_s)
+            self._next_pulse_s = now_s + PULSE_EVERY_S
         wake_s = self._next_extend_s
         if self._stopping:
             self._tick_stopping(now_s)
@@ -190,8 +201,7 @@ class Supervisor:
     def _fork(self, child: Child, now_s: float) -> None:
         read, write = os.pipe()
         os.set_blocking(read, False)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_streams()
         try:
             with signals_held():
                 pid = os.fork()
@@ -234,6 +244,8 @@ class Supervisor:
             if self._program_pidfd is not None:
                 inherited.append(self._program_pidfd)
             self._estate.leave()
+            for pulse in self._pulses.values():
+                pulse.close()
             become(
                 told,
                 close_fds=inherited,
@@ -247,11 +259,22 @@ class Supervisor:
         if not child.hear():
             return
         self._close_word(child)
+        if child.ready and child.role == "worker":
+            self._pulses[child.index] = Pulse(self._estate.description.socket_path(child.index))
+        if self._stopping:
+            return
         if child.ready and not self._told_ready and all(c.ready for c in self._children):
             self._told_ready = True
             self._tell_ready()
-        elif child.ready and self._told_ready:
+        elif child.ready:
             log.info("role is back", role=child.role, index=child.index, child=child.pid)
+
+    def _feel_pulses(self, now_s: float) -> None:
+        for index, pulse in self._pulses.items():
+            if not pulse.beat(now_s):
+                child = self._children[index]  # workers come first
+                log.error("worker answers no ping, killed", index=index, child=child.pid)
+                _send(child, signal.SIGKILL)
 
     def _close_word(self, child: Child) -> None:
         if child.ready_fd >= 0:
@@ -277,6 +300,8 @@ class Supervisor:
 
     def _note_death(self, child: Child, exit_code: int) -> None:
         was_ready, pid = child.ready, child.pid
+        if child.role == "worker" and child.index in self._pulses:
+            self._pulses.pop(child.index).close()
         child.died(exit_code, time.monotonic())
         if self._stopping:
             if exit_code not in (EXIT_OK, -signal.SIGTERM, -signal.SIGKILL):
@@ -340,6 +365,9 @@ class Supervisor:
             if how == "at once" or child.role == "front" or not child.ready:
                 _send(child, signal.SIGTERM)
         self._stopping = how
+        for pulse in self._pulses.values():
+            pulse.close()  # a drain waits for open connections
+        self._pulses.clear()
         self._workers_told = how == "at once"
 
     def _tick_stopping(self, now_s: float) -> None:
@@ -375,16 +403,3 @@ def _send(child: Child, number: int) -> None:
     if child.pid:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child.pid, number)
-
-
-def _import_shared() -> None:
-    """Load what every role needs once, before the forks, where it costs one process's time.
-
-    None of it starts a thread or opens a descriptor; grpc does, and stays out.
-    """
-    import asyncio  # noqa: F401
-    import concurrent.futures.thread  # noqa: F401
-
-    import uvloop  # noqa: F401
-
-    import kamacache.worker.main  # noqa: F401

@@ -23,6 +23,7 @@ import logging
 import mmap
 import os
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import Final
 
@@ -115,6 +116,10 @@ class Counters:
         self._warned = False
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            # Closed with the last slot: a process outlives many nodes. Not at exit, where threads
+            # may still count; the kernel closes it then.
+            self._closing = weakref.finalize(self, os.close, self._fd)
+            self._closing.atexit = False
             size = os.fstat(self._fd).st_size
             if size < SLOT_WORDS * 8:
                 raise NodeUnavailableError(f"{path} is not a counters file: it is too short")
@@ -225,7 +230,12 @@ class Counters:
         _opened.pop(_identity(os.fstat(self._fd)), None)
         self.words.release()
         self._map.close()
-        os.close(self._fd)
+        self._closing()
+
+    @property
+    def unlinked(self) -> bool:
+        """Whether the file is gone, and with it the node."""
+        return os.fstat(self._fd).st_nlink == 0
 
 
 _opened: dict[tuple[int, int], Counters] = {}  # by device and inode; why one: see the module
@@ -247,6 +257,8 @@ def open_counters(path: str | os.PathLike[str]) -> Counters:
             ) from error
         found = _opened.get(identity)
         if found is None:
+            for old in [key for key, counters in _opened.items() if counters.unlinked]:
+                del _opened[old]
             found = _opened[identity] = Counters(os.fspath(path))
         return found
 

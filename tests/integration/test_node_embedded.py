@@ -273,3 +273,25 @@ def test_arguments_are_checked_before_anything_starts() -> None:
         kamacache.Node(groups=[scores, kamacache.Group("scores", cache_bytes=2048)])
     with pytest.raises(kamacache.ConfigError, match="is not a kamacache"):
         kamacache.Node(groups=["scores"])  # type: ignore[list-item]
+
+
+def test_worker_whose_loop_is_blocked_for_good_is_replaced() -> None:
+    with Program("""
+import kamacache.node.pulse, kamacache.node.supervisor
+kamacache.node.pulse.HUNG_WORKER_S = 0.5
+kamacache.node.supervisor.PULSE_EVERY_S = 0.1
+async def blocks(key):
+    if key == "stuck": time.sleep(600)
+    return str(os.getpid()).encode()
+blocking = kamacache.Group("blocking", cache_bytes="1MiB", getter=blocks)
+with kamacache.Node(workers=1, groups=[blocking]):
+    before = blocking.get("one")
+    try:
+        blocking.get("stuck", timeout=0.2)
+    except kamacache.KamaCacheError as error:
+        pass
+    say(before=before.decode(), after=blocking.get("two", timeout=20).decode())
+""") as program:
+        found = program.heard()
+        assert found["before"] != found["after"]
+        assert program.ends() == 0

@@ -6,15 +6,20 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from kamacache.limits import SERVE_UNTIL_AHEAD_MS
+from kamacache.local.attach import Attachment
+from kamacache.local.attached import AttachedEngine
 from kamacache.rundir.control import ControlReader
-from tests.node_process import NodeProcess, files_below, is_alive
+from kamacache.rundir.description import read_description
+from tests.node_process import ROOT, NodeProcess, files_below, is_alive
 
 pytestmark = pytest.mark.integration
 
@@ -317,6 +322,60 @@ def test_roles_share_only_the_standard_streams_with_the_supervisor(
         streams = {os.readlink(f"/proc/{node.pid}/fd/{fd}") for fd in (0, 1, 2)}
         held = opened(node.pid)
         assert str(run_dir / "supervisor.lock") in held
+        shared = str(shm)  # what a role maps there, it has mapped itself
         for child in node.children():
-            assert opened(child.pid) & held <= streams
+            both = {link for link in opened(child.pid) & held if not link.startswith(shared)}
+            assert both <= streams
+            maps = Path(f"/proc/{child.pid}/maps").read_text().splitlines()
+            assert {line.split()[1] for line in maps if line.endswith("/control")} <= {"r--s"}
         assert node.stop() == 0
+
+
+def test_node_runs_with_its_standard_streams_closed(
+    run_dir: Path, shm: Path, wait_until: WaitUntil
+) -> None:
+    command = [sys.executable, "-m", "kamacache.cli.node", "--run-dir", str(run_dir), *GROUP]
+    command += [*QUIET, "--workers", "1", "--shm-dir", str(shm)]
+    node = subprocess.Popen(
+        ["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        wait_until((run_dir / "node.json").exists)
+        about = read_description(run_dir)
+        wait_until(Path(about.socket_path(0)).is_socket)
+        node.terminate()
+        assert node.wait(10) == 0
+    finally:
+        node.kill()
+        node.wait()
+    assert files_below(run_dir, shm) == []
+
+
+def test_drain_lets_a_load_in_flight_finish(
+    short_dir: Path, run_dir: Path, shm: Path, wait_until: WaitUntil
+) -> None:
+    begun = short_dir / "begun"
+    (short_dir / "slowapp.py").write_text(
+        "import kamacache, time, pathlib\n"
+        "def load(key):\n"
+        f"    pathlib.Path({str(begun)!r}).touch()\n"
+        "    time.sleep(0.7)\n"
+        "    return b'late'\n"
+        "slow = kamacache.Group('slow', cache_bytes='1MiB', getter=load)\n"
+    )
+    with NodeProcess(
+        run_dir,
+        *("--app", "slowapp:slow", "--workers", "2", *QUIET, "--shm-dir", str(shm)),
+        cwd=short_dir,
+    ) as node:
+        node.await_ready()
+        attachment = Attachment(run_dir)
+        engine = AttachedEngine(attachment, "slow")
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(engine.get, b"Tom", time.monotonic() + 10)
+            wait_until(begun.exists)
+            assert node.stop() == 0
+            assert answer.result(5) == b"late"
+        attachment.close()
+    assert files_below(run_dir, shm) == []

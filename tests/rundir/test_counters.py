@@ -116,3 +116,24 @@ def test_foreign_and_missing_files_are_unavailable(tmp_path: Path) -> None:
     for name in ("short", "foreign"):
         with pytest.raises(NodeUnavailableError):
             open_counters(tmp_path / name)
+
+
+def test_counters_of_a_node_that_is_gone_are_let_go(tmp_path: Path) -> None:
+    def opened() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before = opened()
+    for life in range(5):
+        path = tmp_path / f"counters{life}"
+        create_counters(path, 1, slots=4)
+        slot = open_counters(path).claim(0)
+        slot.add([1])
+        path.unlink()
+        slot.add([1])  # who still holds a slot may go on
+        del slot
+    last = tmp_path / "counters"
+    create_counters(last, 1, slots=4)
+    opened_last = open_counters(last)
+    assert opened() <= before + 2  # the file and its mapping
+    opened_last.close()
+    assert opened() == before
