@@ -22,7 +22,7 @@ from kamacache.local.link import WorkerLinks
 from kamacache.store import private_shard
 from kamacache.wire.messages import Get, GetMany, Reply, Value, Values
 from kamacache.worker.handlers import Handlers, HostedGroup
-from kamacache.worker.main import listen
+from kamacache.worker.main import BACKLOG, listen
 from kamacache.worker.pools import GetterThreads
 from kamacache.worker.protocol import Server
 
@@ -130,7 +130,7 @@ class Running:
         loop = self.loop
         asyncio.set_event_loop(loop)
         server = loop.run_until_complete(
-            loop.create_unix_server(self.server.connection, sock=self._listener)
+            loop.create_unix_server(self.server.connection, sock=self._listener, backlog=BACKLOG)
         )
 
         def relieve() -> None:

@@ -272,12 +272,12 @@ def test_a_client_that_does_not_read_is_paused_then_cut_off(
     worker.call(Set(group="g", key=b"k", value=value))
     with connected(worker) as client:
         client.setblocking(False)
-        data = frame(Get(id=1, group="g", key=b"k")) * 20_000  # 10 GB of replies
+        data = frame(Get(id=1, group="g", key=b"k")) * 400_000  # 200 GB of replies
         sent = 0
         end = time.monotonic() + 20
         while time.monotonic() < end:
             try:
-                sent += client.send(data[sent:])
+                sent += client.send(data[sent : sent + 65536])
             except BlockingIOError:
                 if [each for each in worker.server.connections if each._paused_since_s]:
                     break
