@@ -34,6 +34,7 @@ FILL_LIVE_MASK = 0xFFFFFFFF
 # A record that does not fit the open segment opens another one; the room left behind takes
 # smaller records as long as it is at least this share of a segment.
 _TAIL_WORTH = 64
+_TAIL_SEGMENTS_MAX = 16  # opened since the tail was, before it is closed
 # Entries of the expiry heap; above it those of segments that were reused meanwhile are dropped.
 _EXPIRING_PER_SEGMENT_MAX = 4
 
@@ -171,12 +172,18 @@ class SegmentLog:
     def _retire(self, segment_class: int, current: OpenSegment) -> None:
         """Close the open segment, or keep it as the tail if it has more room than the last one.
 
-        A tail stays open, and so is never a victim, until it is replaced or full.
+        A tail stays open, and so is never a victim, until it is replaced, full or old: where no
+        record ever fits into it, its own would never be evicted.
         """
         tail = self._tails[segment_class]
+        if tail is not None:
+            words = self._words
+            if words[H_ORDER] - words[tail.table + S_ORDER] >= _TAIL_SEGMENTS_MAX:
+                self._close(segment_class, tail)
+                tail = self._tails[segment_class] = None
         room = current.end - current.position
         if room * _TAIL_WORTH >= self._segment_bytes and (
-            tail is None or room > tail.end - tail.position
+            tail is None or room >= tail.end - tail.position
         ):
             self._tails[segment_class] = current
             current = tail  # type: ignore[assignment]
