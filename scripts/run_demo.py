@@ -64,11 +64,11 @@ def hints(bin_dir: Path, run_dir: Path, address: str) -> str:
     return f"""
 Try, in another terminal, in {ROOT}:
 
-  {bin_dir}/kamacache get people 42 {at}        # loaded from SQLite once, then memory
-  {bin_dir}/kamacache set people 42 hello {at}
-  {bin_dir}/kamacache get people 42 --address {address}       # over gRPC
-  {bin_dir}/kamacache delete people 42 {at}
-  {bin_dir}/kamacache stats people {at}
+  {bin_dir}/kamacache get 42 {at}       # loaded from SQLite once, then memory
+  {bin_dir}/kamacache set 42 hello {at}
+  {bin_dir}/kamacache get 42 --address {address}     # over gRPC
+  {bin_dir}/kamacache delete 42 {at}
+  {bin_dir}/kamacache stats {at}
 
   seq 1 100000 | shuf -r -n 200000 > /tmp/trace.txt             # a trace, a key a line
   {bin_dir}/python scripts/replay.py --trace /tmp/trace.txt --attach {run_dir} --processes 2
