@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import NoneType
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -113,20 +114,23 @@ class CacheServicer:
         values: list[Any] = []
         held_bytes = 0
         for start in range(0, len(keys), SLICE_KEYS):
-            found = engine.lookup_many(keys[start : start + SLICE_KEYS])
-            held_bytes += sum(len(value) for value in found if value.__class__ is bytes)
-            self._check_reply_bytes(held_bytes)
+            found: list[Any] = engine.lookup_many(keys[start : start + SLICE_KEYS])
             values += found
-        if None in values:
+            held_bytes += _bytes_of(found)
+            self._check_reply_bytes(held_bytes)
+        kinds = set(map(type, values))
+        if NoneType in kinds:
             asked = list(dict.fromkeys(k for k, v in zip(keys, values, strict=True) if v is None))
             for key in asked:
                 _check_key(key)
             loaded = await engine.aget_many(asked, self._deadline_s(context))
             values = [loaded.get(k) if v is None else v for k, v in zip(keys, values, strict=True)]
-            self._check_reply_bytes(sum(len(v) for v in values if v.__class__ is bytes))
-        missing = [i for i, value in enumerate(values) if value.__class__ is not bytes]
-        for i in missing:
-            values[i] = b""
+            self._check_reply_bytes(_bytes_of(values))
+        missing: list[int] = []
+        if kinds != {bytes}:
+            missing = [i for i, value in enumerate(values) if not isinstance(value, bytes)]
+            for i in missing:
+                values[i] = b""
         reply = pb.BatchGetResponse(values=values, missing=missing)
         if request.meta:
             _add_meta(reply, engine, keys, values)
@@ -219,6 +223,10 @@ class CacheServicer:
             return
         log.error("unexpected error in a call (%d more unlogged)", self._unlogged, exc_info=error)
         self._logged_s, self._unlogged = now, 0
+
+
+def _bytes_of(answers: list[Any]) -> int:
+    return sum(len(answer) for answer in answers if isinstance(answer, bytes))
 
 
 def _check_key(key: bytes) -> None:
