@@ -33,7 +33,7 @@ from kamacache.limits import LOAD_THREADS, LOAD_TIMEOUT_S
 from kamacache.local import engine as engines
 from kamacache.local.engine import Engine
 from kamacache.store.near import NEAR_CACHE_BYTES, NEAR_CACHE_ITEMS
-from kamacache.store.reader import NEGATIVE, Answer
+from kamacache.store.reader import NEGATIVE, Answer, GetEnds
 
 CACHE_BYTES: Final = "64MiB"
 NEAR_CACHE_ITEMS_MAX: Final = 1 << 24
@@ -342,6 +342,13 @@ class Group:
         return self._getter.has_many
 
     @property
+    def get_ends(self) -> GetEnds | None:
+        """How `get` ends where memory has no value; None where a hit must be decoded."""
+        if self._decode is not None or type(self).get is not Group.get:
+            return None
+        return GetEnds(self._get_slow, _RAISE)
+
+    @property
     def has_worker_hooks(self) -> bool:
         """Whether there is an on_worker_start or on_worker_stop."""
         return self._on_start is not None or self._on_stop is not None
@@ -375,8 +382,7 @@ class Group:
     def _use(self, engine: Engine | None) -> None:
         """Answer by this engine from now on; None: start the process's default at the next use."""
         with self._starting:
-            self._engine = engine
-            self._lookup = self._first_lookup if engine is None else engine.lookup
+            self._answer_by(engine)
 
     def _started(self) -> Engine:
         """Return the engine, started if need be."""
@@ -389,11 +395,23 @@ class Group:
 
             attach(run_dir)
         with self._starting:
-            if self._engine is None:
+            engine = self._engine
+            if engine is None:
                 make = engines.factory() or _single
-                self._engine = make(self)
-                self._lookup = self._engine.lookup
-            return self._engine
+                engine = make(self)
+                self._answer_by(engine)
+            return engine
+
+    def _answer_by(self, engine: Engine | None) -> None:
+        self._engine = engine
+        self._lookup = self._first_lookup if engine is None else engine.lookup
+        direct = None if engine is None else engine.direct
+        if direct is None:
+            self.__dict__.pop("get", None)
+        else:
+            # What `get` does, in the frame of the lookup itself: it halves what a hit costs
+            # beyond the lookup (scripts/bench/local_hit.py).
+            self.__dict__["get"] = direct
 
     def _first_lookup(self, key: str | bytes) -> Answer:
         return self._started().lookup(key)

@@ -16,7 +16,7 @@ import weakref
 from kamacache.errors import NodeUnavailableError, StorageError
 from kamacache.limits import REATTACH_EVERY_S
 from kamacache.local import engine as engines
-from kamacache.local.attached import AttachedEngine
+from kamacache.local.attached import AttachedEngine, engines_of
 from kamacache.local.engine import EngineUser
 from kamacache.local.mapping import NodeMapping
 from kamacache.rundir.description import NodeDescription, read_description
@@ -35,6 +35,7 @@ class Attachment:
         """
         self.run_dir = RunDir(run_dir)
         self.in_node = description is not None
+        self.closed = False  # given up for another, or for none; its engines lead no group any more
         self._lock = threading.Lock()
         self._next_try_s = 0.0
         self._mapping = None if description is None else NodeMapping(description)
@@ -56,7 +57,10 @@ class Attachment:
         )
 
     def close(self) -> None:
-        """Close idle connections."""
+        """Publish the last counts and close idle connections; calls under way end as they can."""
+        self.closed = True
+        for engine in engines_of(self):
+            engine.close()
         if self._mapping is not None:
             self._mapping.close()
 
@@ -107,9 +111,7 @@ def detach() -> None:
     """Go back to single-instance mode: groups begin anew, in this process's own memory."""
     global _attached
     was, _attached = _attached, None
-    engines.use_factory(None)
-    if was is not None:
-        was.close()
+    _turn_over(was, None)
 
 
 def attach_role(run_dir: str | os.PathLike[str], description: NodeDescription) -> None:
@@ -148,7 +150,14 @@ def _attach(attachment: Attachment) -> None:
     def engine_of(group: EngineUser) -> AttachedEngine:
         return AttachedEngine(attachment, group.spec.name, user=group)
 
-    engines.use_factory(engine_of)
+    _turn_over(was, engine_of)
+
+
+def _turn_over(was: Attachment | None, factory: engines.EngineFactory | None) -> None:
+    # Closed first: an engine that rebinds at this moment would else take its group back.
+    if was is not None:
+        was.closed = True
+    engines.use_factory(factory)
     if was is not None:
         was.close()
 

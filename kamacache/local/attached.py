@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import os
+import sys
 import threading
 import time
 import weakref
@@ -26,18 +28,23 @@ from kamacache import calls
 from kamacache.config import GroupSpec
 from kamacache.errors import (
     KamaCacheError,
-    KeyNotFoundError,
     LoadError,
     NodeUnavailableError,
+    StorageError,
     from_fields,
 )
 from kamacache.hashing import shard_hash, worker_of
-from kamacache.limits import BATCH_BYTES_SOFT, BATCH_KEYS_MAX, COUNTER_FLUSH_S, LOAD_TIMEOUT_S
+from kamacache.limits import (
+    BATCH_BYTES_SOFT,
+    BATCH_KEYS_MAX,
+    COUNTER_FLUSH_S,
+    LOAD_TIMEOUT_S,
+    REATTACH_EVERY_S,
+)
 from kamacache.local.engine import EngineUser
 from kamacache.local.link import call_all
 from kamacache.local.loads import FallbackLoader
 from kamacache.local.mapping import DIRECT_READS, NodeMapping
-from kamacache.rundir.counters import CounterSlot
 from kamacache.store import Answer, Arena, Lookup, NearCache, Negative
 from kamacache.store.entries import Entry, EntryLookup
 from kamacache.wire.messages import (
@@ -61,10 +68,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+log = logging.getLogger("kamacache.local")
+
 STATS_TIMEOUT_S: Final = 2.0
 DEADLINE_MARGIN_S: Final = 0.5  # lets the worker's own word on a late load arrive first
 _OWN: Final = ("near_hits", "memory_hits", "negative_hits")
-_SUMMED_SPARE: Final = ("items", "live_bytes", "evictions", "expired", "loads", "load_errors")
+_SUMMED: Final = ("items", "live_bytes", "evictions", "expired", "loads", "load_errors")
+_RENAMED: Final = {  # what a worker says, as single-instance mode says it
+    "loads_joined": "joined",
+    "loads_detached": "detached",
+    "loads_in_flight": "loading",
+}
 
 
 def _nothing(key: str | bytes) -> Answer:
@@ -74,7 +88,7 @@ def _nothing(key: str | bytes) -> Answer:
 class _Bound:
     """A group in one mapping: what changes when the node is started anew."""
 
-    __slots__ = ("entry", "lookup", "mapping", "near", "spec")
+    __slots__ = ("entry", "lookup", "mapping", "near", "published", "spec")
 
     def __init__(
         self,
@@ -88,8 +102,11 @@ class _Bound:
         self.near: NearCache | None = None
         if user is not None and user.near_cache_items:
             self.near = NearCache(user.near_cache_items, user.near_cache_bytes)
-        self.lookup: Lookup = mapping.lookup(name, self.near, renewed)
+        ends = None if user is None else user.get_ends
+        self.lookup: Lookup = mapping.lookup(name, self.near, renewed, ends)
         self.entry: EntryLookup = mapping.entry_lookup(name)
+        mapping.claim_counters(name)
+        self.published = self.lookup.counts()  # those that are in this process's counter slot
 
 
 class AttachedEngine:
@@ -102,9 +119,10 @@ class AttachedEngine:
         self._name = name
         self._user = user
         self._bound: _Bound | None = None
-        self._slot: CounterSlot | None = None
+        self._leading = False  # from the end of __init__ on, when the group asks this engine
+        self._unbound: KamaCacheError | None = None  # why a node that serves cannot be used
+        self._bind_after_s = 0.0
         self._counts = _no_counts()
-        self._reads_base = (0, 0, 0)
         self._flushed_s = time.monotonic()
         self._reset_locks()
         self._fallback: FallbackLoader | None = None
@@ -112,6 +130,7 @@ class AttachedEngine:
             self._fallback = None if attachment.in_node else FallbackLoader(user)
         _instances.add(self)
         self._reach()
+        self._leading = True
 
     # -- memory ----------------------------------------------------------------------------
 
@@ -120,6 +139,12 @@ class AttachedEngine:
         """Near cache and memory only, never blocks; None: ask by `get`."""
         bound = self._bound
         return bound.lookup.get if bound is not None and DIRECT_READS else _nothing
+
+    @property
+    def direct(self) -> Callable[..., Any] | None:
+        """The group's own ``get`` in one frame, where it has one."""
+        bound = self._bound
+        return bound.lookup.direct if bound is not None and DIRECT_READS else None
 
     def lookup_many(self, keys: Sequence[bytes]) -> list[Answer]:
         """Look several keys up in memory, in their order."""
@@ -138,15 +163,13 @@ class AttachedEngine:
         bound, fresh = self._reach()
         if bound is None:
             return self._loader().get(key, deadline_s)
-        if fresh and (found := bound.lookup.get(key)) is not None:
+        if fresh and (found := self.lookup(key)) is not None:
             return _known(found)
         request, until_s = self._get_request(key, bound, deadline_s)
         try:
             reply = bound.mapping.links[self._shard(key, bound)].call(request, until_s)
         except NodeUnavailableError as error:
             return self._loader(error).get(key, deadline_s)
-        except KeyNotFoundError:
-            return None
         return _value(reply)
 
     async def aget(self, key: bytes, deadline_s: float | None) -> bytes | None:
@@ -154,7 +177,7 @@ class AttachedEngine:
         bound, fresh = self._reach()
         if bound is None:
             return await self._loader().aget(key, deadline_s)
-        if fresh and (found := bound.lookup.get(key)) is not None:
+        if fresh and (found := self.lookup(key)) is not None:
             return _known(found)
         request, until_s = self._get_request(key, bound, deadline_s)
         try:
@@ -167,7 +190,7 @@ class AttachedEngine:
         """Keep a value; returns when the worker has stored it."""
         bound, until_s = self._for_write(deadline_s)
         request = Set(group=self._name, key=key, value=value, ttl_ms=ttl_ms)
-        self._nest(request, key)
+        self._nest(request)
         bound.mapping.links[self._shard(key, bound)].call(request, until_s)
         self._counts["sets"] += 1
 
@@ -177,7 +200,7 @@ class AttachedEngine:
         """As `set`."""
         bound, until_s = self._for_write(deadline_s)
         request = Set(group=self._name, key=key, value=value, ttl_ms=ttl_ms)
-        self._nest(request, key)
+        self._nest(request)
         await bound.mapping.async_links[self._shard(key, bound)].call(request, until_s)
         self._counts["sets"] += 1
 
@@ -185,7 +208,7 @@ class AttachedEngine:
         """Drop a key; tell whether a value was there."""
         bound, until_s = self._for_write(deadline_s)
         request = Delete(group=self._name, key=key)
-        self._nest(request, key)
+        self._nest(request)
         reply = bound.mapping.links[self._shard(key, bound)].call(request, until_s)
         self._counts["deletes"] += 1
         return _count(reply) > 0
@@ -194,7 +217,7 @@ class AttachedEngine:
         """As `delete`."""
         bound, until_s = self._for_write(deadline_s)
         request = Delete(group=self._name, key=key)
-        self._nest(request, key)
+        self._nest(request)
         reply = await bound.mapping.async_links[self._shard(key, bound)].call(request, until_s)
         self._counts["deletes"] += 1
         return _count(reply) > 0
@@ -205,16 +228,16 @@ class AttachedEngine:
         """Return the values of those found; one failed load raises after the others are kept."""
         bound, fresh = self._reach()
         if bound is None:
-            return self._loader().get_many(keys, deadline_s)
-        found, keys = _looked_up(bound, keys) if fresh else ({}, keys)
+            return self._loader(count=len(keys)).get_many(keys, deadline_s)
+        found, keys = self._looked_up(keys) if fresh else ({}, keys)
         until_s = self._until(bound, deadline_s)
         gathered = _Gathered(self._name, found)
         for batch in self._get_batches(keys, bound):
             outcomes = call_all([(bound.mapping.links[s], r) for s, r in batch], until_s)
             gathered.take([request for _, request in batch], outcomes)
         if gathered.unreached:
-            values = self._loader(gathered.error).get_many(gathered.unreached, deadline_s)
-            gathered.values.update(values)
+            loader = self._loader(gathered.error, count=len(gathered.unreached))
+            gathered.values.update(loader.get_many(gathered.unreached, deadline_s))
         return gathered.result()
 
     async def aget_many(
@@ -223,8 +246,8 @@ class AttachedEngine:
         """As `get_many`."""
         bound, fresh = self._reach()
         if bound is None:
-            return await self._loader().aget_many(keys, deadline_s)
-        found, keys = _looked_up(bound, keys) if fresh else ({}, keys)
+            return await self._loader(count=len(keys)).aget_many(keys, deadline_s)
+        found, keys = self._looked_up(keys) if fresh else ({}, keys)
         until_s = self._until(bound, deadline_s)
         gathered = _Gathered(self._name, found)
         for batch in self._get_batches(keys, bound):
@@ -233,7 +256,7 @@ class AttachedEngine:
             )
             gathered.take([request for _, request in batch], outcomes)
         if gathered.unreached:
-            loader = self._loader(gathered.error)
+            loader = self._loader(gathered.error, count=len(gathered.unreached))
             gathered.values.update(await loader.aget_many(gathered.unreached, deadline_s))
         return gathered.result()
 
@@ -296,12 +319,15 @@ class AttachedEngine:
     def _stats(self, bound: _Bound, replies: Sequence[Reply | KamaCacheError]) -> dict[str, Any]:
         self.flush()
         totals = bound.mapping.totals(self._name)
-        summed: dict[str, int] = dict.fromkeys(_SUMMED_SPARE, 0)
+        # Those of single-instance mode are there even while no worker answers.
+        names = (*_SUMMED, *_RENAMED.values(), "loads_not_kept")
+        summed: dict[str, int] = dict.fromkeys(names, 0)
         answered = 0
         for reply in replies:
             if isinstance(reply, StatsReply):
                 answered += 1
-                for name, count in reply.stats.items():
+                for said, count in reply.stats.items():
+                    name = _RENAMED.get(said, said)
                     summed[name] = summed.get(name, 0) + count
         hits = totals["near_hits"] + totals["memory_hits"]
         arenas = bound.mapping.arenas(self._name)
@@ -311,6 +337,7 @@ class AttachedEngine:
             "workers_answered": answered,
             "gets": hits + totals["negative_hits"] + totals["socket_gets"],
             "hits": hits,
+            "misses": totals["socket_gets"],  # what memory did not answer: a worker was asked
             **{name: count for name, count in totals.items() if name not in ("gets", "errors")},
             **summed,
             "capacity_bytes": sum(arena.geometry.total_bytes for arena in arenas),
@@ -328,23 +355,24 @@ class AttachedEngine:
         """Return the group's shards as this process maps them; for diagnosis."""
         bound, _ = self._reach()
         if bound is None:
-            raise self._attachment.unavailable()
+            raise self._unavailable()
         return bound.mapping.arenas(self._name)
 
     def flush(self) -> None:
         """Add what was counted privately since the last time to this process's slot."""
-        bound, slot = self._bound, self._slot
-        if bound is None or slot is None or not self._flushing.acquire(blocking=False):
+        bound = self._bound
+        if bound is None or not self._flushing.acquire(blocking=False):
             return
         try:
             self._flushed_s = time.monotonic()
             reads = bound.lookup.counts()
             near, memory, negative = (
-                now - before for now, before in zip(reads, self._reads_base, strict=True)
+                now - before for now, before in zip(reads, bound.published, strict=True)
             )
-            self._reads_base = reads
+            bound.published = reads
             counts, self._counts = self._counts, _no_counts()
-            slot.add(
+            bound.mapping.count(
+                self._name,
                 (
                     0,
                     near,
@@ -354,7 +382,7 @@ class AttachedEngine:
                     counts["sets"],
                     counts["deletes"],
                     counts["fallback_loads"],
-                )
+                ),
             )
         finally:
             self._flushing.release()
@@ -375,33 +403,77 @@ class AttachedEngine:
             self.flush()
         if bound is not None and bound.mapping is mapping:
             return bound, False
-        return self._bind(mapping), True
+        bound = self._bind(mapping)
+        return bound, bound is not None
 
-    def _bind(self, mapping: NodeMapping) -> _Bound:
+    def _bind(self, mapping: NodeMapping) -> _Bound | None:
+        """Map the group in this life of the node. None where it ends just now, or cannot be read.
+
+        Raises `GroupNotFoundError`.
+        """
         with self._binding:
             bound = self._bound
             if bound is not None and bound.mapping is mapping:
                 return bound
-            fresh = _Bound(mapping, self._name, self._user, self._renewed)
-            self._slot = mapping.counter_slot(self._name)
-            self._reads_base = fresh.lookup.counts()
-            first = bound is None
-            self._bound = fresh
-        if not first and self._user is not None:
-            self._user._use(self)  # it holds the lookup of the node's last life
-        return fresh
+            if time.monotonic() < self._bind_after_s:
+                return None
+            try:
+                bound = _Bound(mapping, self._name, self._user, self._renewed)
+            except (NodeUnavailableError, StorageError) as error:
+                self._bind_after_s = time.monotonic() + REATTACH_EVERY_S
+                if self._unbound is None and mapping.serving:
+                    log.warning(
+                        "a node serves but its memory cannot be used: %s",
+                        error,
+                        extra={"group": self._name},
+                    )
+                self._unbound = error
+                return None
+            self._bound = bound
+            self._unbound = None
+            if self._fallback is not None and not bound.spec.has_getter:
+                log.warning(
+                    "this group's getter is not used while a node serves, for the group has no "
+                    "getter there and so loads nothing: load it into the node with --app, or set "
+                    "its values and give this process no getter",
+                    extra={"group": self._name},
+                )
+        if self._leading and self._user is not None:
+            # The group holds the lookup of the node's last life, or of none.
+            self._user._use(self)
+            if self._attachment.closed:  # its group was turned over meanwhile
+                self._user._use(None)
+        return bound
 
     def _renewed(self) -> None:
         if time.monotonic() - self._flushed_s > COUNTER_FLUSH_S:
             self.flush()
 
-    def _loader(self, error: NodeUnavailableError | None = None) -> FallbackLoader:
+    def _loader(
+        self, error: NodeUnavailableError | None = None, *, count: int = 1
+    ) -> FallbackLoader:
         if self._fallback is None:
-            raise error or self._attachment.unavailable()
-        self._counts["fallback_loads"] += 1
+            raise error or self._unavailable()
+        self._counts["fallback_loads"] += count
         return self._fallback
 
+    def _unavailable(self) -> NodeUnavailableError:
+        error = self._attachment.unavailable()
+        error.__cause__ = self._unbound
+        return error
+
     # -- requests --------------------------------------------------------------------------
+
+    def _looked_up(self, keys: Sequence[bytes]) -> tuple[dict[bytes, bytes], list[bytes]]:
+        """Return the values in memory and the keys to ask for."""
+        found: dict[bytes, bytes] = {}
+        missing: list[bytes] = []
+        for key, answer in zip(keys, self.lookup_many(keys), strict=True):
+            if isinstance(answer, bytes):
+                found[key] = answer
+            elif answer is None:
+                missing.append(key)
+        return found, missing
 
     def _shard(self, key: bytes, bound: _Bound) -> int:
         about = bound.mapping.description
@@ -416,18 +488,24 @@ class AttachedEngine:
         self, key: bytes, bound: _Bound, deadline_s: float | None
     ) -> tuple[Get, float]:
         request = Get(group=self._name, key=key)
-        self._nest(request, key)
+        if calls.current.get() is not None:
+            request.depth, request.chain = calls.nested(self._name, key)
         self._counts["socket_gets"] += 1
         return request, self._until(bound, deadline_s)
 
-    def _nest(self, request: Request, key: bytes) -> None:
-        if calls.current.get() is not None:
-            request.depth, request.chain = calls.nested(self._name, key)
+    def _nest(self, request: Request) -> None:
+        """Say from which depth a request comes that names many keys or waits for no load.
+
+        The worker looks for cycles itself, key by key; a write may name a key of its own chain.
+        """
+        outer = calls.current.get()
+        if outer is not None:
+            request.depth, request.chain = outer.depth + 1, outer.chain
 
     def _for_write(self, deadline_s: float | None) -> tuple[_Bound, float]:
         bound, _ = self._reach()
         if bound is None:
-            raise self._attachment.unavailable()
+            raise self._unavailable()
         if deadline_s is None:
             deadline_s = calls.deadline_after(None, LOAD_TIMEOUT_S)
         return bound, deadline_s
@@ -448,9 +526,7 @@ class AttachedEngine:
             requests = []
             for shard, part in batch:
                 request = GetMany(group=self._name, keys=part)
-                if calls.current.get() is not None:
-                    for key in part:
-                        request.depth, request.chain = calls.nested(self._name, key)
+                self._nest(request)
                 requests.append((shard, request))
             yield requests
 
@@ -458,7 +534,10 @@ class AttachedEngine:
         self, keys: Sequence[bytes], bound: _Bound
     ) -> Iterator[list[tuple[int, DeleteMany]]]:
         for batch in _rounds(self._by_shard(keys, bound), _cut):
-            yield [(shard, DeleteMany(group=self._name, keys=part)) for shard, part in batch]
+            requests = [(shard, DeleteMany(group=self._name, keys=part)) for shard, part in batch]
+            for _, request in requests:
+                self._nest(request)
+            yield requests
 
     def _set_batches(
         self, items: Mapping[bytes, bytes], ttl_ms: int | None, bound: _Bound
@@ -467,10 +546,13 @@ class AttachedEngine:
             [(key, items[key]) for key in keys] for keys in self._by_shard(list(items), bound)
         ]
         for batch in _rounds(shards, _cut_items):
-            yield [
+            requests = [
                 (shard, SetMany(group=self._name, items=part, ttl_ms=ttl_ms))
                 for shard, part in batch
             ]
+            for _, request in requests:
+                self._nest(request)
+            yield requests
 
     # -- forks -----------------------------------------------------------------------------
 
@@ -483,7 +565,7 @@ class AttachedEngine:
         self._reset_locks()
         self._counts = _no_counts()
         if self._bound is not None:
-            self._reads_base = self._bound.lookup.counts()
+            self._bound.published = self._bound.lookup.counts()
             if self._bound.near is not None:
                 self._bound.near.clear()
 
@@ -547,19 +629,6 @@ def _no_counts() -> dict[str, int]:
 
 def _known(found: Answer) -> bytes | None:
     return found if isinstance(found, bytes) else None
-
-
-def _looked_up(bound: _Bound, keys: Sequence[bytes]) -> tuple[dict[bytes, bytes], list[bytes]]:
-    """Return the values in memory and the keys to ask for."""
-    found: dict[bytes, bytes] = {}
-    missing: list[bytes] = []
-    for key in keys:
-        answer = bound.lookup.get(key)
-        if isinstance(answer, bytes):
-            found[key] = answer
-        elif answer is None:
-            missing.append(key)
-    return found, missing
 
 
 def _cut(keys: list[bytes]) -> int:
@@ -627,14 +696,35 @@ def _unexpected(reply: object) -> NoReturn:
 _instances: weakref.WeakSet[AttachedEngine] = weakref.WeakSet()
 
 
+def engines_of(attachment: Attachment) -> list[AttachedEngine]:
+    """Return the engines that answer by an attachment."""
+    return [engine for engine in list(_instances) if engine._attachment is attachment]
+
+
 def _after_fork_in_child() -> None:
     for engine in list(_instances):
         engine._after_fork()
+    _publish_at_end_of_pool()
 
 
 def _at_exit() -> None:
     for engine in list(_instances):
         engine.flush()
+
+
+_finalized = False
+
+
+def _publish_at_end_of_pool() -> None:
+    # A child of multiprocessing ends by os._exit, which skips atexit, after its finalizers. It
+    # drops those that it inherits, and only then runs what was registered for its start.
+    global _finalized
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and not _finalized:
+        _finalized = True
+        util.register_after_fork(
+            _at_exit, lambda publish: util.Finalize(None, publish, exitpriority=0)
+        )
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from kamacache.getters import Loadable
-from kamacache.store.reader import Answer
+from kamacache.store.reader import Answer, GetEnds
 
 
 class Engine(Protocol):
@@ -34,6 +34,10 @@ class Engine(Protocol):
 
         A key of a wrong type may raise TypeError or AttributeError, a wrong str UnicodeError.
         """
+
+    @property
+    def direct(self) -> Callable[..., Any] | None:
+        """The group's own ``get`` in one frame, made of the group's `EngineUser.get_ends`."""
 
     def get(self, key: bytes, deadline_s: float | None) -> bytes | None:
         """Return the value, loaded if need be; None: not found."""
@@ -99,6 +103,10 @@ class EngineUser(Loadable, Protocol):
     @property
     def load_bounded(self) -> bool:
         """Whether the user named a load_timeout, which then holds in the caller's thread too."""
+
+    @property
+    def get_ends(self) -> GetEnds | None:
+        """How ``get`` ends where memory has no value; None: it has more to do for a hit."""
 
     @property
     def has_worker_hooks(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import platform
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from kamacache.config import GroupSpec
@@ -22,6 +22,7 @@ from kamacache.rundir.counters import CounterSlot, open_counters
 from kamacache.rundir.description import NodeDescription, read_boot_id
 from kamacache.store import (
     Arena,
+    GetEnds,
     Lookup,
     NearCache,
     ShardIdentity,
@@ -50,6 +51,8 @@ class NodeMapping:
         self.control = ControlReader(description.control_path)
         self._lock = threading.Lock()
         self._arenas: dict[str, list[Arena]] = {}
+        self._counting = threading.Lock()  # a slot is for one thread at a time
+        self._slots: dict[str, CounterSlot] = {}
         alive = self._alive
         shards = range(description.workers)
         self.links = [WorkerLinks(description.sockets_dir, i, alive=alive) for i in shards]
@@ -75,7 +78,11 @@ class NodeMapping:
         )
 
     def lookup(
-        self, group: str, near: NearCache | None, renewed: Callable[[], None] | None
+        self,
+        group: str,
+        near: NearCache | None,
+        renewed: Callable[[], None] | None,
+        ends: GetEnds | None = None,
     ) -> Lookup:
         """Return a group's lookup over all shards."""
         return make_lookup(
@@ -85,6 +92,7 @@ class NodeMapping:
             near=near,
             serve_until=self.control.words[SERVE_UNTIL : SERVE_UNTIL + 1],
             renewed=renewed,
+            ends=ends,
         )
 
     def entry_lookup(self, group: str) -> EntryLookup:
@@ -95,10 +103,20 @@ class NodeMapping:
             serve_until=self.control.words[SERVE_UNTIL : SERVE_UNTIL + 1],
         )
 
-    def counter_slot(self, group: str) -> CounterSlot:
-        """Return where this process counts its hits of a group."""
-        counters = open_counters(self.description.counters_path)
-        return counters.claim(self.description.group_index(group))
+    def claim_counters(self, group: str) -> None:
+        """Find the slot where this process counts its hits of a group, one for all its engines.
+
+        Raises `NodeUnavailableError`.
+        """
+        with self._counting:
+            if group not in self._slots:
+                counters = open_counters(self.description.counters_path)
+                self._slots[group] = counters.claim(self.description.group_index(group))
+
+    def count(self, group: str, increments: Sequence[int]) -> None:
+        """Add to this process's counters of a group, in the order of `COUNTER_NAMES`."""
+        with self._counting:
+            self._slots[group].add(increments)
 
     def totals(self, group: str) -> dict[str, int]:
         """Return the hits of all processes, living and dead."""
@@ -130,8 +148,9 @@ class NodeMapping:
             async_links.close()
 
     def after_fork(self) -> None:
-        """Make the lock anew in the child; links see to themselves."""
+        """Make the locks anew in the child; links and counter slots see to themselves."""
         self._lock = threading.Lock()
+        self._counting = threading.Lock()
 
     def _alive(self) -> bool:
         return self.control.serving

@@ -36,7 +36,7 @@ class SingleEngine:
         self._near: NearCache | None = None
         if group.near_cache_items:
             self._near = NearCache(group.near_cache_items, group.near_cache_bytes)
-        self._writer, self._lookup = private_shard(self._spec, near=self._near)
+        self._writer, self._lookup = private_shard(self._spec, near=self._near, ends=group.get_ends)
         self._maintained_s = time.monotonic()
         self._begin_counts()
         self._loads = _SingleLoads(group, self)
@@ -47,6 +47,11 @@ class SingleEngine:
     def lookup(self) -> Callable[[str | bytes], Answer]:
         """Near cache and memory only, never blocks; None: ask by `get`."""
         return self._lookup.get
+
+    @property
+    def direct(self) -> Callable[..., Any] | None:
+        """The group's own ``get`` in one frame, where it has one."""
+        return self._lookup.direct
 
     # -- keeping, for the loads -----------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from kamacache.store.arena import (
 from kamacache.store.eviction import touch_of
 from kamacache.store.layout import Geometry, geometry
 from kamacache.store.near import NearCache
-from kamacache.store.reader import NEGATIVE, Answer, Lookup, Negative, make_lookup
+from kamacache.store.reader import NEGATIVE, Answer, GetEnds, Lookup, Negative, make_lookup
 from kamacache.store.writer import ShardWriter, published_counters
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Answer",
     "Arena",
     "Geometry",
+    "GetEnds",
     "Lookup",
     "NearCache",
     "Negative",
@@ -73,10 +74,14 @@ def open_writer(
     return ShardWriter(arena, group=spec.name, eviction=spec.eviction, hash_seed=hash_seed)
 
 
-def private_shard(spec: GroupSpec, *, near: NearCache | None = None) -> tuple[ShardWriter, Lookup]:
+def private_shard(
+    spec: GroupSpec, *, near: NearCache | None = None, ends: GetEnds | None = None
+) -> tuple[ShardWriter, Lookup]:
     """Return a shard in this process's own memory and the lookup over it."""
     seed = int.from_bytes(os.urandom(8), "little")
     arena = private_arena(geometry(spec.cache_bytes, spec.item_bytes_mean))
     writer = ShardWriter(arena, group=spec.name, eviction=spec.eviction, hash_seed=seed)
-    lookup = make_lookup((arena,), hash_seed=seed, touch=touch_of(spec.eviction), near=near)
+    lookup = make_lookup(
+        (arena,), hash_seed=seed, touch=touch_of(spec.eviction), near=near, ends=ends
+    )
     return writer, lookup
