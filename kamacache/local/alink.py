@@ -51,7 +51,7 @@ class _Lost(Exception):  # noqa: N818 -- never leaves this module
 class AsyncWorkerLinks:
     """The connections to one worker, one for each event loop."""
 
-    __slots__ = ("__weakref__", "_alive", "_by_loop", "_closed", "_in_flight_max", "_path", "shard")
+    __slots__ = ("__weakref__", "_alive", "_by_loop", "_in_flight_max", "_path", "closed", "shard")
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class AsyncWorkerLinks:
         self._path: Final = f"{os.fspath(sockets_dir)}/worker-{shard}.sock"
         self._alive = alive
         self._in_flight_max = in_flight_max
-        self._closed = False
+        self.closed = False
         self._by_loop: dict[asyncio.AbstractEventLoop, LoopLink] = {}
         _instances.add(self)
 
@@ -81,7 +81,7 @@ class AsyncWorkerLinks:
 
     def close(self) -> None:
         """Close all connections; may be called from any thread. Callers get an error."""
-        self._closed = True
+        self.closed = True
         links, self._by_loop = self._by_loop, {}
         for loop, link in links.items():
             if not loop.is_closed():
@@ -89,7 +89,7 @@ class AsyncWorkerLinks:
 
     def gone(self) -> bool:
         """Tell whether there is nothing to wait for."""
-        return self._closed or (self._alive is not None and not self._alive())
+        return self.closed or (self._alive is not None and not self._alive())
 
     def _new_link(self) -> LoopLink:
         for loop in list(self._by_loop):
@@ -289,6 +289,8 @@ class LoopLink:
 
     async def _connected(self, request: Request, deadline_s: float) -> None:
         """Wait for a connection that all callers share; one who is cancelled does not end it."""
+        if self._links.closed:  # nobody would close a connection made now
+            raise unreachable(self._path, self._links.shard, None)
         connecting = self._connecting
         if connecting is None:
             connecting = self._connecting = self._loop.create_task(self._connect(deadline_s))

@@ -195,5 +195,25 @@ class Gate:
         assert self.open.wait(20)
         return self.values.get(key, b"v-" + key.encode())
 
+    async def running(self, count: int = 1) -> None:
+        """Wait on the loop until the getter was called this often."""
+        end = time.monotonic() + 10
+        while self.runs < count:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.005)
+
+    def open_when(self, condition: Callable[[], object]) -> threading.Thread:
+        """End the getters once a condition holds, from a thread that is returned running."""
+
+        def wait() -> None:
+            end = time.monotonic() + 10
+            while not condition() and time.monotonic() < end:
+                time.sleep(0.005)
+            self.open.set()
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        return thread
+
     def wait_entered(self) -> None:
         assert self.entered.acquire(timeout=10)

@@ -27,10 +27,7 @@ def test_many_connections_asking_one_cold_key_are_one_load(
 ) -> None:
     gate = Gate()
     worker.group(gate)
-    opener = threading.Thread(
-        target=lambda: (wait_until(lambda: waiting(worker) == 32), gate.open.set())
-    )
-    opener.start()
+    opener = gate.open_when(lambda: waiting(worker) == 32)
     assert in_threads(32, lambda _: worker.get("k")) == [b"v-k"] * 32
     opener.join()
     assert gate.runs == 1
@@ -41,21 +38,18 @@ def test_many_connections_asking_one_cold_key_are_one_load(
 
 
 def test_waiters_share_the_error_and_nothing_stays_stuck(worker: Running, wait_until: Any) -> None:
-    entered = threading.Event()
+    gate = Gate()
     runs: list[str] = []
 
     def getter(key: str) -> bytes:
         runs.append(key)
         if len(runs) == 1:
-            entered.wait(10)
+            gate(key)
             raise ValueError("no such table")
         return b"late"
 
     worker.group(getter)
-    opener = threading.Thread(
-        target=lambda: (wait_until(lambda: waiting(worker) == 4), entered.set())
-    )
-    opener.start()
+    opener = gate.open_when(lambda: waiting(worker) == 4)
     results = in_threads(4, lambda _: worker.get("k"))
     opener.join()
     assert [type(result) for result in results] == [LoadError] * 4
@@ -165,8 +159,8 @@ def test_a_load_that_began_before_a_write_does_not_overwrite_it(
     else:
         assert worker.call(Delete(group="g", key=b"k")) == Done(worker_id(), 0)
     again: list[Any] = []
+    second = threading.Thread(target=lambda: again.append(worker.get("k")))
     if write == "delete":
-        second = threading.Thread(target=lambda: again.append(worker.get("k")))
         second.start()
         gate.wait_entered()  # the get after the delete began a load of its own
     else:
@@ -237,9 +231,8 @@ def test_too_many_hung_getters_recycle_the_worker(worker: Running, wait_until: A
     release = threading.Event()
     worker.group(lambda key: (release.wait(30), b"")[1], load_timeout_s=0.2, load_threads=64)
     try:
-        in_threads(
-            HUNG_THREADS_MAX + 1, lambda i: pytest.raises(Exception, worker.get, f"key{i}", 20)
-        )
+        results = in_threads(HUNG_THREADS_MAX + 1, lambda i: worker.get(f"key{i}"))
+        assert {type(result) for result in results} == {DeadlineExceededError}
         wait_until(worker.recycled.is_set)
     finally:
         release.set()
@@ -315,12 +308,12 @@ def test_a_group_without_getter_finds_nothing_until_set(worker: Running) -> None
 
 
 def test_a_loaded_value_too_large_to_keep_is_returned(worker: Running) -> None:
-    runs: list[str] = []
-    large = bytes(200_000)
-    worker.group(lambda key: (runs.append(key), large)[1], cache_bytes=1 << 20)
-    assert worker.get("k") == large
-    assert worker.get("k") == large
-    assert len(runs) == 2
+    gate = Gate({"k": bytes(200_000)})
+    gate.open.set()
+    worker.group(gate, cache_bytes=1 << 20)
+    assert worker.get("k") == bytes(200_000)
+    assert worker.get("k") == bytes(200_000)
+    assert gate.runs == 2
     assert worker.counter("loads_not_kept") == 2
 
 
@@ -405,9 +398,7 @@ def test_hits_are_answered_while_getters_compute(worker: Running) -> None:
 
     worker.group(getter, load_threads=2)
     worker.call(Set(group="g", key=b"hit", value=b"here"))
-    askers = [
-        threading.Thread(target=lambda i=i: worker.get(f"slow{i}")) for i in range(2)  # type: ignore[misc]
-    ]
+    askers = [threading.Thread(target=lambda i=i: worker.get(f"slow{i}")) for i in range(2)]
     for asker in askers:
         asker.start()
     try:

@@ -58,7 +58,8 @@ def connected(worker: Running) -> Iterator[socket.socket]:
 
 
 def replies(client: socket.socket, count: int) -> list[Any]:
-    reader, found = FrameReader(), []
+    reader = FrameReader()
+    found: list[Any] = []
     while len(found) < count:
         while (body := reader.next()) is not None:
             found.append(decode_reply(body))
@@ -242,7 +243,11 @@ def test_a_half_frame_that_stalls_is_cut_off(worker: Running, wait_until: Any) -
 
 
 def check_all(worker: Running, now_s: float) -> None:
-    worker.on_loop(lambda: [each.check(now_s) for each in [*worker.server.connections]])
+    def check() -> None:
+        for connection in [*worker.server.connections]:
+            connection.check(now_s)
+
+    worker.on_loop(check)
 
 
 def test_half_frames_of_all_clients_are_bounded(
@@ -307,9 +312,7 @@ def test_loads_in_flight_on_one_connection_are_bounded(worker: Running, wait_unt
     count = REQUESTS_PER_CONNECTION_MAX + 100
     with connected(worker) as client:
         client.sendall(
-            b"".join(
-                frame(Get(id=i, group="g", key=b"k", budget_ms=20_000)) for i in range(count)
-            )
+            b"".join(frame(Get(id=i, group="g", key=b"k", budget_ms=20_000)) for i in range(count))
         )
         wait_until(lambda: waiting(worker) == REQUESTS_PER_CONNECTION_MAX)
         worker.call(Ping())
