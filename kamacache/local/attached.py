@@ -105,7 +105,7 @@ class _Bound:
         ends = None if user is None else user.get_ends
         self.lookup: Lookup = mapping.lookup(name, self.near, renewed, ends)
         self.entry: EntryLookup = mapping.entry_lookup(name)
-        mapping.claim_counters(name)
+        mapping.counters()  # while they can be opened: counting must not fail later
         self.published = self.lookup.counts()  # those that are in this process's counter slot
 
 

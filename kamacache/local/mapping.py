@@ -8,6 +8,7 @@ whoever still holds them, and the serve-until word stops them from being believe
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import threading
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from kamacache.errors import GroupNotFoundError, NodeUnavailableError
 from kamacache.local.alink import AsyncWorkerLinks
 from kamacache.local.link import WorkerLinks
 from kamacache.rundir.control import SERVE_UNTIL, ControlReader
-from kamacache.rundir.counters import CounterSlot, open_counters
+from kamacache.rundir.counters import Counters, CounterSlot, open_counters
 from kamacache.rundir.description import NodeDescription, read_boot_id
 from kamacache.store import (
     Arena,
@@ -51,8 +52,7 @@ class NodeMapping:
         self.control = ControlReader(description.control_path)
         self._lock = threading.Lock()
         self._arenas: dict[str, list[Arena]] = {}
-        self._counting = threading.Lock()  # a slot is for one thread at a time
-        self._slots: dict[str, CounterSlot] = {}
+        self._counters: Counters | None = None
         alive = self._alive
         shards = range(description.workers)
         self.links = [WorkerLinks(description.sockets_dir, i, alive=alive) for i in shards]
@@ -103,25 +103,25 @@ class NodeMapping:
             serve_until=self.control.words[SERVE_UNTIL : SERVE_UNTIL + 1],
         )
 
-    def claim_counters(self, group: str) -> None:
-        """Find the slot where this process counts its hits of a group, one for all its engines.
-
-        Raises `NodeUnavailableError`.
-        """
-        with self._counting:
-            if group not in self._slots:
-                counters = open_counters(self.description.counters_path)
-                self._slots[group] = counters.claim(self.description.group_index(group))
-
     def count(self, group: str, increments: Sequence[int]) -> None:
         """Add to this process's counters of a group, in the order of `COUNTER_NAMES`."""
-        with self._counting:
-            self._slots[group].add(increments)
+        counters, index = self.counters(), self.description.group_index(group)
+        with _counting:
+            slot = _slots.get((counters, index))
+            if slot is None:
+                slot = _slots[counters, index] = counters.claim(index)
+            slot.add(increments)
 
     def totals(self, group: str) -> dict[str, int]:
         """Return the hits of all processes, living and dead."""
-        counters = open_counters(self.description.counters_path)
-        return counters.totals(self.description.group_index(group))
+        return self.counters().totals(self.description.group_index(group))
+
+    def counters(self) -> Counters:
+        """Return the node's counters, mapped at the first call. Raises `NodeUnavailableError`."""
+        # Kept, so that the way of a count has no lock that a fork may find taken.
+        if self._counters is None:
+            self._counters = open_counters(self.description.counters_path)
+        return self._counters
 
     def arenas(self, group: str) -> list[Arena]:
         """Return a group's shards, mapped at the first call. Raises `StorageError`."""
@@ -148,9 +148,22 @@ class NodeMapping:
             async_links.close()
 
     def after_fork(self) -> None:
-        """Make the locks anew in the child; links and counter slots see to themselves."""
+        """Make the lock anew in the child; links see to themselves."""
         self._lock = threading.Lock()
-        self._counting = threading.Lock()
 
     def _alive(self) -> bool:
         return self.control.serving
+
+
+# One slot for each group of a node, however many engines and attachments this process makes: it
+# keeps a slot until it ends, and there are `COUNTER_SLOTS` for all.
+_slots: dict[tuple[Counters, int], CounterSlot] = {}
+_counting = threading.Lock()  # a slot is for one thread at a time
+
+
+def _after_fork_in_child() -> None:
+    global _counting
+    _counting = threading.Lock()  # another thread may have held it; slots claim anew themselves
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
