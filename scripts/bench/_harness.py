@@ -120,6 +120,7 @@ class Report:
             "versions": versions,
             "machine": f"{os.cpu_count()} cores, {platform.machine()}, Linux {platform.release()}",
             "quick": self.args.quick,
+            "load_before": os.getloadavg()[0],
             "measured": {},
             "targets": [],
         }
@@ -191,7 +192,11 @@ class Report:
         self.missed.append(what)
 
     def finish(self) -> NoReturn:
-        """Write the JSON and exit."""
+        """Say so when other work ran beside this, write the JSON, and exit."""
+        before, after, cores = self.results["load_before"], os.getloadavg()[0], os.cpu_count() or 1
+        self.results["load_after"] = after
+        if before > cores / 2:
+            print(f"  other work was running: load {before:.1f} at the start on {cores} cores")
         text = json.dumps(self.results)
         if self.args.json == "-":
             print(text, flush=True)
