@@ -63,7 +63,7 @@ class Link:
     """One connection; one request at a time.
 
     The socket blocks, with the kernel's SO_RCVTIMEO as alarm clock: ``settimeout`` would make
-    Python call poll() before each send and recv, 1 to 3 us a call (scripts/bench/wire.py).
+    Python call poll() before each send and recv, two more system calls for every request.
     """
 
     __slots__ = ("_buffer", "_ids", "_sock", "_view", "_wait_s", "home")

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from kamacache.errors import DeadlineExceededError, LoadError, NodeUnavailableError
+from kamacache.errors import DeadlineExceededError, KamaCacheError, LoadError, NodeUnavailableError
+from kamacache.limits import HUNG_THREADS_MAX
 from kamacache.local.link import WorkerLinks
 from kamacache.wire.messages import Delete, Done, Get, Ping, Set, Stats, StatsReply, Value
 from tests.node_process import NodeProcess
@@ -37,6 +38,13 @@ def g(key):
         while not (HERE / "go").exists():
             time.sleep(0.005)
     return key.encode()
+
+@kamacache.group("hangs", cache_bytes="1MiB", load_timeout=0.2, load_threads=64)
+def hangs(key):
+    while not (HERE / "go").exists():
+        time.sleep(0.05)
+
+groups = [g, hangs]
 """
 
 
@@ -74,7 +82,7 @@ def node(short_dir: Path, shm_root: Path) -> Iterator[Node]:
     here.mkdir()
     (here / "wire_app.py").write_text(APP)
     environment = {"TEST_HERE": str(here), "PYTHONPATH": f"{Path.cwd()}:{here}"}
-    arguments = ("--workers", "1", "--fronts", "0", "--app", "wire_app:g")
+    arguments = ("--workers", "1", "--fronts", "0", "--app", "wire_app:groups")
     with NodeProcess(short_dir / "run", *arguments, environment=environment) as process:
         process.await_ready()
         node = Node(process, here)
@@ -137,6 +145,23 @@ def test_a_load_outlives_its_asker(node: Node, wait_until: Any) -> None:
     (node.here / "go").touch()
     assert node.get("wait") == b"wait"
     assert node.calls == ["wait"]
+
+
+def test_too_many_hung_getters_bring_a_fresh_worker(node: Node, wait_until: Any) -> None:
+    def worker_pid() -> int:
+        worker = node.process.role("worker 0")
+        return worker.pid if worker else 0
+
+    def ask(index: int) -> Any:
+        request = Get(group="hangs", key=b"%d" % index)
+        return node.links.call(request, time.monotonic() + 10)
+
+    before = worker_pid()
+    results = in_threads(HUNG_THREADS_MAX + 1, ask)
+    assert all(isinstance(result, KamaCacheError) for result in results)
+    wait_until(lambda: worker_pid() not in {0, before})
+    assert node.get("fine") == b"fine"
+    assert "too many getters hang" in node.process.log
 
 
 def test_a_drain_finishes_loads_and_refuses_new_ones(node: Node, wait_until: Any) -> None:
