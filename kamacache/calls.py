@@ -29,6 +29,10 @@ class Call(NamedTuple):
 
 current: ContextVar[Call | None] = ContextVar("kamacache_call", default=None)
 
+waiting_threads: set[int] = set()
+"""Idents of the threads that wait for a nested call (`kamacache.local.link`); a worker's pools
+look here. Single adds and discards, which the GIL makes atomic."""
+
 
 def deadline_after(timeout: float | None, default_s: float) -> float:
     """Return the time.monotonic() at which a call of this timeout (seconds) ends.
