@@ -151,7 +151,9 @@ def create_files(paths: ShardPaths, identity: ShardIdentity, *, mode: int = 0o60
 
 
 def _check_folder(paths: ShardPaths) -> None:
-    if not paths.data.parent.is_dir():
+    with _translated(paths.data):
+        found = paths.data.parent.is_dir()
+    if not found:
         raise StorageError(
             f"the shared-memory folder {paths.data.parent} does not exist; create it, or name "
             "another one (--shm-dir)",

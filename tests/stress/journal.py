@@ -102,13 +102,17 @@ class Journal:
         ``since``: operation acknowledged before the read began; ``now_ms``: time before it.
         """
         until = self.words[self.attempt(k)]
+        late = ""
+        # Two operations in a row can have the same answer ("not found", a byte): any may be it.
         for n in range(until, since - 1, -1):
             if operations.answer(k, n) == answer:
                 expiry_ms = self.words[self.expiry(k, n)]
                 fresh = self.words[self.attempt(k)] - n < EXPIRIES
-                if fresh and 0 < expiry_ms <= now_ms:
-                    return n, f"expired {now_ms - expiry_ms} ms ago"
-                return n, ""
+                if not fresh or not 0 < expiry_ms <= now_ms:
+                    return n, ""
+                late = late or f"operation {n} of {until} expired {now_ms - expiry_ms} ms ago"
+        if late:
+            return 0, late
         for n in range(since - 1, max(since - 1_000, 0), -1):
             if operations.answer(k, n) == answer:
                 return n, f"outdated: operation {n}, {since} was acknowledged"
