@@ -13,7 +13,7 @@ import functools
 import os
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from kamacache import calls, codecs
 from kamacache.config import (
@@ -34,6 +34,9 @@ from kamacache.local import engine as engines
 from kamacache.local.engine import Engine
 from kamacache.store.near import NEAR_CACHE_BYTES, NEAR_CACHE_ITEMS
 from kamacache.store.reader import NEGATIVE, Answer, GetEnds
+
+K = TypeVar("K", str, bytes, str | bytes)
+Items = Mapping[str, Any] | Mapping[bytes, Any] | Mapping[Key, Any]  # a Mapping's key is invariant
 
 CACHE_BYTES: Final = "64MiB"
 NEAR_CACHE_ITEMS_MAX: Final = 1 << 24
@@ -234,7 +237,7 @@ class Group:
 
     # -- many keys ------------------------------------------------------------------------------
 
-    def get_many(self, keys: Iterable[Key], *, timeout: float | None = None) -> dict[Key, Any]:
+    def get_many(self, keys: Iterable[K], *, timeout: float | None = None) -> dict[K, Any]:
         """Return a dict of those found, by the keys as they were given.
 
         What memory does not hold is loaded together: by ``getter_many`` where there is one. Where
@@ -247,9 +250,7 @@ class Group:
             self._merge(found, missing, loaded)
         return found
 
-    async def aget_many(
-        self, keys: Iterable[Key], *, timeout: float | None = None
-    ) -> dict[Key, Any]:
+    async def aget_many(self, keys: Iterable[K], *, timeout: float | None = None) -> dict[K, Any]:
         """As `get_many`."""
         deadline_s = self._deadline_s(timeout)
         found, missing = self._look_up_many(keys)
@@ -260,7 +261,7 @@ class Group:
 
     def set_many(
         self,
-        items: Mapping[Key, Any],
+        items: Items,
         *,
         ttl: float | None = None,
         timeout: float | None = None,
@@ -273,7 +274,7 @@ class Group:
 
     async def aset_many(
         self,
-        items: Mapping[Key, Any],
+        items: Items,
         *,
         ttl: float | None = None,
         timeout: float | None = None,
@@ -284,13 +285,13 @@ class Group:
         if data:
             await self._started().aset_many(data, seconds_to_ms(ttl, "ttl"), deadline_s)
 
-    def delete_many(self, keys: Iterable[Key], *, timeout: float | None = None) -> int:
+    def delete_many(self, keys: Iterable[K], *, timeout: float | None = None) -> int:
         """Drop several keys; return how many had a value."""
         deadline_s = self._deadline_s(timeout)
         data = list(dict.fromkeys(key_bytes(key) for key in _keys(keys)))
         return self._started().delete_many(data, deadline_s) if data else 0
 
-    async def adelete_many(self, keys: Iterable[Key], *, timeout: float | None = None) -> int:
+    async def adelete_many(self, keys: Iterable[K], *, timeout: float | None = None) -> int:
         """As `delete_many`."""
         deadline_s = self._deadline_s(timeout)
         data = list(dict.fromkeys(key_bytes(key) for key in _keys(keys)))
@@ -436,15 +437,15 @@ class Group:
         except Exception as error:
             raise self._undecodable(error) from error
 
-    def _encoded(self, items: Mapping[Key, Any]) -> dict[bytes, bytes]:
+    def _encoded(self, items: Items) -> dict[bytes, bytes]:
         if not isinstance(items, Mapping):
             raise TypeError(f"set_many takes a dict, not {type(items).__name__}")
         return {key_bytes(key): self._encode(value) for key, value in items.items()}
 
-    def _look_up_many(self, keys: Iterable[Key]) -> tuple[dict[Key, Any], dict[bytes, list[Key]]]:
+    def _look_up_many(self, keys: Iterable[K]) -> tuple[dict[K, Any], dict[bytes, list[K]]]:
         """Return the values that memory holds, and the other keys as given, by their bytes."""
-        found: dict[Key, Any] = {}
-        missing: dict[bytes, list[Key]] = {}
+        found: dict[K, Any] = {}
+        missing: dict[bytes, list[K]] = {}
         lookup = self._lookup
         for key in dict.fromkeys(_keys(keys)):
             data = key_bytes(key)
@@ -456,7 +457,7 @@ class Group:
         return found, missing
 
     def _merge(
-        self, found: dict[Key, Any], missing: dict[bytes, list[Key]], loaded: dict[bytes, bytes]
+        self, found: dict[K, Any], missing: dict[bytes, list[K]], loaded: dict[bytes, bytes]
     ) -> None:
         for data, keys in missing.items():
             value = loaded.get(data)
@@ -505,7 +506,7 @@ def _single(made: engines.EngineUser) -> Engine:
     return SingleEngine(made)
 
 
-def _keys(keys: Iterable[Key]) -> Iterable[Key]:
+def _keys(keys: Iterable[K]) -> Iterable[K]:
     if isinstance(keys, str | bytes):
         raise TypeError(f"give several keys, not one {type(keys).__name__}")
     return keys

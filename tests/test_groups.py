@@ -148,7 +148,8 @@ def test_many_keys_come_back_under_the_names_they_were_asked_by(
     scores: Group, database: Database
 ) -> None:
     scores.set("Tom", b"1")
-    got = scores.get_many(["Tom", b"Tom", "Jack", b"Jack", "nobody", "Jack"])
+    asked: list[str | bytes] = ["Tom", b"Tom", "Jack", b"Jack", "nobody", "Jack"]
+    got = scores.get_many(asked)
     assert got == {"Tom": b"1", b"Tom": b"1", "Jack": b"589", b"Jack": b"589"}
     assert sorted(database.asked) == ["Jack", "nobody"]
 
@@ -187,9 +188,11 @@ def test_one_failing_key_does_not_lose_the_others() -> None:
 
 def test_set_many_and_delete_many() -> None:
     group = Group("several")
-    group.set_many({"a": b"1", b"b": b"2"}, ttl=60)
+    items: dict[str | bytes, bytes] = {"a": b"1", b"b": b"2"}
+    group.set_many(items, ttl=60)
     assert group.get_many(["a", "b"]) == {"a": b"1", "b": b"2"}
-    assert group.delete_many(["a", b"a", "b", "c"]) == 2
+    dropped: list[str | bytes] = ["a", b"a", "b", "c"]
+    assert group.delete_many(dropped) == 2
     assert group.get_many(["a", "b"]) == {}
     group.set_many({})
     assert group.delete_many([]) == 0
