@@ -1,9 +1,17 @@
-"""The place of a node that runs `tests.attached_app`: its run directory, trace and gates."""
+"""The place of a node that runs `tests.attached_app`: its run directory, trace and gates.
+
+The fixtures are those of every folder whose conftest names them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+import kamacache
+from kamacache.local import engine as engines
 from tests import attached_app
 from tests.node_process import NodeProcess
 
@@ -43,3 +51,17 @@ class Estate:
     def open_gate(self, key: str) -> None:
         """Let a ``gate-`` load end."""
         (self.gates / key).touch()
+
+
+@pytest.fixture
+def estate(short_dir: Path, environment: None) -> Estate:
+    """A place for this test's own nodes."""
+    return Estate(short_dir)
+
+
+@pytest.fixture
+def detached(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Leave no attachment behind in this process."""
+    monkeypatch.setattr(engines, "_chosen", engines._chosen)
+    yield
+    kamacache.detach()

@@ -127,7 +127,9 @@ def attach_group(run_dir: str | os.PathLike[str], name: str) -> AttachedEngine:
     attachment = Attachment(run_dir)
     if attachment.current() is None:
         raise attachment.unavailable()
-    return AttachedEngine(attachment, name)
+    engine = AttachedEngine(attachment, name)
+    weakref.finalize(engine, attachment.close)  # nobody else has this attachment
+    return engine
 
 
 def role_engines(

@@ -9,34 +9,20 @@ from pathlib import Path
 
 import pytest
 
-import kamacache
-from kamacache.local import engine as engines
-from tests.attached_estate import Estate
+from tests.attached_estate import Estate, detached, estate
 from tests.node_process import NodeProcess
 
-
-@pytest.fixture
-def estate(short_dir: Path, environment: None) -> Estate:
-    """A place for this test's own nodes."""
-    return Estate(short_dir)
+__all__ = ["detached", "estate", "shared"]
 
 
 @pytest.fixture(scope="module")
 def shared(environment: None) -> Iterator[tuple[Estate, NodeProcess]]:
     folder = Path(tempfile.mkdtemp(prefix="kc-", dir="/tmp"))
     try:
-        estate = Estate(folder)
-        with estate.node() as node:
+        place = Estate(folder)
+        with place.node() as node:
             node.await_ready()
-            yield estate, node
+            yield place, node
             assert node.stop() == 0
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture
-def detached(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Leave no attachment behind in this process."""
-    monkeypatch.setattr(engines, "_chosen", engines._chosen)
-    yield
-    kamacache.detach()
