@@ -26,7 +26,7 @@ from typing import Any
 import kamacache
 from kamacache.config import EVICTIONS, GroupSpec, parse_bytes
 from kamacache.errors import KamaCacheError
-from kamacache.limits import KEY_BYTES_MAX
+from kamacache.limits import KEY_BYTES_MAX, VALUE_BYTES_CEILING
 from kamacache.local.attach import attach_group
 from kamacache.store import private_shard
 
@@ -57,9 +57,15 @@ def replay_here(
     """Drive one shard in this process."""
     item_bytes = value_bytes + sum(map(len, keys)) // len(keys)
     spec = GroupSpec(
-        name="replay", cache_bytes=cache_bytes, eviction=policy, item_bytes_mean=max(item_bytes, 8)
+        name="replay",
+        cache_bytes=cache_bytes,
+        eviction=policy,
+        item_bytes_mean=min(max(item_bytes, 8), VALUE_BYTES_CEILING),
     )
     writer, lookup = private_shard(spec)
+    if writer.arena.geometry.total_bytes > cache_bytes:
+        least = writer.arena.geometry.total_bytes
+        print(f"a shard has at least {least} bytes: that is replayed", file=sys.stderr)
     get, put, value = lookup.get, writer.put, b"v" * value_bytes
     if keys:
         writer.check_size(max(keys, key=len), value)
