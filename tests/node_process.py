@@ -25,7 +25,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class NodeProcess:
-    """``kamacache-node`` with these arguments; a context manager that leaves no process behind."""
+    """``kamacache-node`` with these arguments; a context manager that leaves no process behind.
+
+    ``prefix`` is a command that runs it, such as ``timeout 60``; it then has a session of its own,
+    and ``process`` is that command's.
+    """
 
     def __init__(
         self,
@@ -33,17 +37,25 @@ class NodeProcess:
         *args: str,
         cwd: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        terminal: int | None = None,
     ) -> None:
         self.run_dir = run_dir
         self._log_path = run_dir.with_name(run_dir.name + f".log{time.monotonic_ns()}")
         with self._log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "kamacache.cli.node", "--run-dir", str(run_dir), *args],
+                [
+                    *(*prefix, sys.executable, "-m", "kamacache.cli.node"),
+                    *("--run-dir", str(run_dir), *args),
+                ],
+                stdin=terminal,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 cwd=cwd or ROOT,
                 env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
+                start_new_session=bool(prefix),
             )
+        self._wrapped = bool(prefix)
         self.pid = self.process.pid
         self._seen: set[psutil.Process] = set()
 
@@ -60,6 +72,9 @@ class NodeProcess:
         line = self.process.stdout.readline().decode().rstrip("\n")
         match = READY_LINE.fullmatch(line)
         assert match, f"not a ready line: {line!r}\n{self.log}"
+        if self._wrapped:
+            self.pid = self.description().pid
+            self._seen.add(psutil.Process(self.pid))
         self._seen.update(self.children())
         return match
 

@@ -4,8 +4,10 @@
 when the supervisor dies). grpc is imported in `run` and not before, so that whoever imports this
 module does not load it.
 
-    TERM        drain: NOT_SERVING, calls in flight finish, at most drain_timeout_s
-    INT, QUIT   end all calls now, in a drain too
+    TERM   drain: NOT_SERVING, calls in flight finish, at most drain_timeout_s
+    QUIT   end all calls now, in a drain too
+
+SIGINT stays ignored: a terminal sends it to the whole process group, and the supervisor decides.
 """
 
 from __future__ import annotations
@@ -42,15 +44,14 @@ def run(context: RoleContext, settings: FrontSettings | None = None) -> None:
 async def _serve(context: RoleContext, settings: FrontSettings) -> None:
     told, at_once = asyncio.Event(), asyncio.Event()
 
-    def on_interrupt() -> None:
+    def on_quit() -> None:
         at_once.set()
         told.set()
 
     loop = asyncio.get_running_loop()
     # A second TERM changes nothing: systemd and the supervisor may both send one.
     loop.add_signal_handler(signal.SIGTERM, told.set)
-    for number in (signal.SIGINT, signal.SIGQUIT):
-        loop.add_signal_handler(number, on_interrupt)
+    loop.add_signal_handler(signal.SIGQUIT, on_quit)
 
     from kamacache.front.server import FrontServer
     from kamacache.local.attach import role_engines

@@ -39,13 +39,18 @@ from kamacache.local.exchange import (
     lost,
     rest_of,
     unreachable,
+    unread,
 )
 from kamacache.wire.frames import FrameError, FrameReader, frame
 from kamacache.wire.messages import DecodeError, Reply, Request, Values, decode_reply
 
 
 class _Lost(Exception):  # noqa: N818 -- never leaves this module
-    """The connection ended before the reply."""
+    """The connection ended before the reply; ``taken``: the worker may have read the request."""
+
+    def __init__(self, taken: bool) -> None:
+        super().__init__()
+        self.taken = taken
 
 
 class AsyncWorkerLinks:
@@ -113,6 +118,7 @@ class _Stream(asyncio.Protocol):
     def __init__(self, link: LoopLink) -> None:
         self._link = link
         self._reader = FrameReader()
+        self._answered = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
@@ -121,13 +127,16 @@ class _Stream(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Wake all who wait."""
         if self._link.stream is self:
-            self._link.lose()
+            # Of requests sent one after the other the first may have been read. What a dying
+            # worker's queue of connections took was not; nothing was ever answered there.
+            self._link.lose(taken=self._answered or not unread(exc))
 
     def data_received(self, data: bytes) -> None:
         """Hand replies to those who wait for them."""
         link = self._link
         if link.stream is not self:
             return
+        self._answered = True
         self._reader.feed(data)
         try:
             while (body := self._reader.next()) is not None:
@@ -189,10 +198,10 @@ class LoopLink:
                 request.budget_ms / 1000 + REPLY_GRACE_S, self._late, ticket, request.group
             )
             self._send(frame(request))
-            sent += 1
             try:
                 return await waiter
             except _Lost as error:
+                sent += error.taken
                 if sent >= LOST_MAX:
                     raise lost(request, shard) from error
             finally:
@@ -229,14 +238,14 @@ class LoopLink:
         if not paused:
             self._next_turn()
 
-    def lose(self) -> None:
+    def lose(self, taken: bool = True) -> None:
         """Wake all who wait; they ask again on a new connection, once."""
         self.stream = None
         self._transport = None
         waiters, self._waiters = self._waiters, {}
         for waiter in waiters.values():
             if not waiter.done():
-                waiter.set_exception(_Lost())
+                waiter.set_exception(_Lost(taken))
         self._next_turn()
 
     # -- sending ---------------------------------------------------------------------------

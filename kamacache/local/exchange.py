@@ -5,8 +5,9 @@
 *Why every request may be sent again* when its connection ends before the reply: reads are
 harmless; a set stores the same value again, a delete leaves the key absent again. A call that was
 not answered may take effect at any moment until it is, so twice is once, seen late; only the
-count a delete returns may then be too low. But a request that was sent and lost twice is given
-up: a key whose getter kills its worker must not do so for ever.
+count a delete returns may then be too low. But a request that was taken and lost twice is given
+up: a key whose getter kills its worker must not do so for ever. A worker that was killed takes
+connections until its process is gone; what it never read is not lost by it (`unread`).
 """
 
 from __future__ import annotations
@@ -24,11 +25,20 @@ from kamacache.errors import (
 )
 from kamacache.wire.messages import Failure, Get, GetMany, KeyFailure, Reply, Request, Values
 
-LOST_MAX: Final = 2  # times a request may be sent without an answer
+LOST_MAX: Final = 2  # times a request may be taken without an answer
 TRIES_MAX: Final = 8  # connections tried for one request, those that took nothing included
 
 # What connect() says while a worker restarts: no socket yet, nobody listening, queue full.
 RESTARTING: Final = frozenset({errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN, errno.ECONNRESET})
+
+
+def unread(error: BaseException | None) -> bool:
+    """Tell whether a connection ended with bytes that its worker had not read.
+
+    Linux says ECONNRESET for that alone, and end of file for everything else
+    (unix_release_sock() in net/unix/af_unix.c).
+    """
+    return isinstance(error, ConnectionResetError) and error.errno == errno.ECONNRESET
 
 
 def budget_ms(request: Request, deadline_s: float, shard: int) -> int:

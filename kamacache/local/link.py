@@ -43,6 +43,7 @@ from kamacache.local.exchange import (
     lost,
     rest_of,
     unreachable,
+    unread,
 )
 from kamacache.wire.frames import HEADER_BYTES, FrameError, body_length, frame
 from kamacache.wire.messages import DecodeError, Reply, Request, Values, decode_reply
@@ -245,7 +246,7 @@ class WorkerLinks:
                 if isinstance(error, KamaCacheError):
                     raise
                 self._drop_idle()
-                reply = self._ask(request, deadline_s, 1)
+                reply = self._ask(request, deadline_s, int(not unread(error)))
             except BaseException:
                 self._discard(link)
                 raise
@@ -279,7 +280,7 @@ class WorkerLinks:
                     raise
                 # The worker is gone or has restarted: the other idle connections are dead, too.
                 self._drop_idle()
-                sent_before += sent
+                sent_before += sent and not unread(error)
                 if sent_before >= LOST_MAX:
                     raise lost(request, self.shard) from error
                 continue

@@ -9,6 +9,7 @@ failures in a row the node ends.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, field
 from typing import Final
@@ -22,7 +23,9 @@ from kamacache.rundir.context import (
     EXIT_APP,
     EXIT_CONFIG,
     EXIT_ROLE,
-    READY_LINE_BYTES_MAX,
+    LINE_BYTES_MAX,
+    WORD_IDLE,
+    WORD_TERM,
     Role,
     read_report,
 )
@@ -38,7 +41,9 @@ class Child:
     index: int
     pid: int = 0  # 0: no process now
     ready: bool = False
-    ready_fd: int = -1  # where the process says that it is ready; -1: it said so, or is gone
+    idle: bool = False  # a worker that drains has no load any more
+    asks_to_end: bool = False  # a SIGTERM came to the process itself
+    words_fd: int = -1  # where we and the process tell each other words; -1: it is gone
     boot_deadline_s: float = 0.0
     start_at_s: float | None = 0.0  # when to fork it; None: it runs, or must not run again
     boot_failures: int = 0
@@ -51,25 +56,53 @@ class Child:
         """The role and its number, for people."""
         return f"{self.role} {self.index}"
 
-    def forked(self, pid: int, ready_fd: int, boot_deadline_s: float) -> None:
+    def forked(self, pid: int, words_fd: int, boot_deadline_s: float) -> None:
         """Note the process that now has this place."""
-        self.pid, self.ready_fd, self.boot_deadline_s = pid, ready_fd, boot_deadline_s
+        self.pid, self.words_fd, self.boot_deadline_s = pid, words_fd, boot_deadline_s
         self.ready, self.start_at_s, self.failure, self._line = False, None, None, b""
+        self.idle = self.asks_to_end = False
 
     def hear(self) -> bool:
-        """Read what the process says; return whether its descriptor is done with."""
-        try:
-            part = os.read(self.ready_fd, READY_LINE_BYTES_MAX)
-        except BlockingIOError:
-            return False
-        self._line += part
-        if part and not self._line.endswith(b"\n"):
-            return len(self._line) > 2 * READY_LINE_BYTES_MAX
-        if self._line:
-            self.failure = read_report(self._line.decode(errors="replace"))
+        """Read what the process says, without waiting; return whether it will say no more."""
+        while True:
+            try:
+                part = os.read(self.words_fd, LINE_BYTES_MAX)
+            except BlockingIOError:
+                return False
+            except OSError:  # ECONNRESET: it died with words of ours unread
+                part = b""
+            *lines, self._line = (self._line + part).split(b"\n")
+            if not part and self._line:
+                lines.append(self._line)  # it died in the middle of a word
+            for line in lines:
+                self._take(line.decode(errors="replace"))
+            if not part:
+                return True
+            if len(self._line) > 2 * LINE_BYTES_MAX:
+                self._line = b""
+
+    def _take(self, line: str) -> None:
+        if line == WORD_TERM:
+            self.asks_to_end = True
+        elif line == WORD_IDLE:
+            self.idle = True
+        elif not self.ready:
+            self.failure = read_report(line)
             self.ready = self.failure is None
             self.boot_failures *= not self.ready
-        return True
+
+    def tell(self, word: str) -> None:
+        """Say a word to the process; one that is dying has no use for it."""
+        if self.words_fd >= 0:
+            with contextlib.suppress(OSError):
+                os.write(self.words_fd, word.encode() + b"\n")
+
+    def send(self, number: int) -> None:
+        """Send a signal to the process, if there is one."""
+        # The pid is ours until waitpid has returned it: it cannot be another process's.
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def died(self, exit_code: int, now_s: float) -> None:
         """Note the death of the process, and when to fork it again."""

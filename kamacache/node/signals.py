@@ -18,7 +18,8 @@ HANDLED: Final = (
     signal.SIGHUP,
     signal.SIGCHLD,
 )
-# A terminal sends these to the whole process group; only the supervisor is to act on them.
+# A terminal sends these to the whole process group; the supervisor decides. A role that is ready
+# heeds SIGQUIT, by which the supervisor ends it at once.
 _IGNORED_IN_CHILDREN: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 _READ_BYTES: Final = 4096
 

@@ -2,16 +2,16 @@
 
 *Process*: supervisor. One loop over a selector, no threads (it forks), no grpc, no user code::
 
-      signals ──► wakeup fd ─┐                ┌─ SIGTERM, SIGKILL ──► roles
-      roles: "ready" ► pipes ┼─► selector ────┼─ fork a role that is due
-      program dead ► pidfd ──┘                ├─ serve-until = now + 2 s, every 500 ms
-                                              └─ fold the counters of dead processes
+      signals ──► wakeup fd ──┐                ┌─ words and signals ──► roles
+      roles' words ► sockets ─┼─► selector ────┼─ fork a role that is due
+      program dead ► pidfd ───┘                ├─ serve-until = now + 2 s, every 500 ms
+                                               └─ fold the counters of dead processes
 
 *Owns*: ``supervisor.lock``, the epoch's folders, node.json, the control words, the held port.
 
 *Life*: start (lock, probe the app, clean, check space, reserve, publish) → boot (all roles say
-ready) → ready → stop: *drain* (node.json gone, fronts finish, then workers) or *at once* (all end
-together, `AT_ONCE_GRACE_S`), after which what still runs is killed → serve-until 0, files removed.
+ready) → ready → stop (`kamacache.node.stopping`): node.json gone, roles end → serve-until 0, files
+removed.
 Readers may hit until the last worker is gone: no write is acknowledged that they would not see.
 """
 
@@ -23,6 +23,7 @@ import os
 import selectors
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
@@ -35,7 +36,6 @@ from kamacache.getters import Loadable
 from kamacache.limits import (
     BOOT_FAILURES_MAX,
     BOOT_TIMEOUT_S,
-    DRAIN_TIMEOUT_S,
     PULSE_EVERY_S,
     SERVE_UNTIL_EVERY_S,
 )
@@ -48,14 +48,14 @@ from kamacache.node.pulse import Pulse
 from kamacache.node.roles import become, import_shared
 from kamacache.node.settings import NodeSettings
 from kamacache.node.signals import SignalQueue, signals_held
+from kamacache.node.stopping import How, Stopping
 from kamacache.rundir import context
-from kamacache.rundir.context import EXIT_OK, EXIT_ROLE, RoleContext
+from kamacache.rundir.context import EXIT_OK, EXIT_ROLE, WORD_DRAIN, WORD_END, RoleContext
 from kamacache.rundir.layout import RunDir
 
-AT_ONCE_GRACE_S: Final = 1.0
-DRAIN_MARGIN_S: Final = 2.0  # beyond the roles' own deadline
 FOLD_EVERY_S: Final = 10.0
-_SIGNALS_AT_ONCE: Final = (signal.SIGINT, signal.SIGQUIT)
+SAME_SIGNAL_S: Final = 0.25
+_SIGNALS_TO_END: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 log = structlog.get_logger("kamacache.node")
 
@@ -86,11 +86,10 @@ class Supervisor:
         self._on_ready = on_ready
         self._run_dir = RunDir(settings.run_dir)
         self._selector = selectors.DefaultSelector()
-        self._workers_told = False
         self._children: list[Child] = []
         self._end_reason: NodeEndError | None = None
-        self._stopping = ""  # "", "drain", "at once"
-        self._kill_at_s = 0.0
+        self._stopping: Stopping | None = None
+        self._signalled_s: dict[int, float] = {}  # when each signal to end came last
         self._told_ready = False
         self._started_s = time.monotonic()
         self._pulses: dict[int, Pulse] = {}  # of the workers that are ready, by index
@@ -166,7 +165,7 @@ class Supervisor:
                 key.data()
 
     def _done(self) -> bool:
-        return bool(self._stopping) and not any(child.pid for child in self._children)
+        return self._stopping is not None and not any(child.pid for child in self._children)
 
     def _tick(self) -> float:
         """Do what is due and return the seconds until something else is."""
@@ -182,12 +181,11 @@ class Supervisor:
             self._next_pulse_s = now_s + PULSE_EVERY_S
         wake_s = self._next_extend_s
         if self._stopping:
-            self._tick_stopping(now_s)
-            wake_s = min(wake_s, max(self._kill_at_s, now_s + 0.01))
+            wake_s = min(wake_s, self._stopping.tick(now_s))
         for child in self._children:
             if child.pid and not child.ready and now_s >= child.boot_deadline_s:
                 child.failure = EXIT_ROLE, f"it was not ready within {BOOT_TIMEOUT_S:g} s"
-                _send(child, signal.SIGKILL)
+                child.send(signal.SIGKILL)
                 child.boot_deadline_s = now_s + BOOT_TIMEOUT_S
             elif not child.pid and child.start_at_s is not None and not self._stopping:
                 if now_s >= child.start_at_s:
@@ -199,32 +197,30 @@ class Supervisor:
     # ------------------------------------------------------------------ roles
 
     def _fork(self, child: Child, now_s: float) -> None:
-        read, write = os.pipe()
-        os.set_blocking(read, False)
+        ours, its = socket.socketpair()
+        ours.setblocking(False)
         flush_streams()
         try:
-            with signals_held():
+            with ours, its, signals_held():
                 pid = os.fork()
                 if pid == 0:
-                    self._become(child, read, write)
+                    self._become(child, ours.detach(), its.detach())
+                words_fd = ours.detach()
         except OSError as error:  # EAGAIN: too many processes; ENOMEM
-            os.close(read)
-            os.close(write)
             child.failure = EXIT_ROLE, f"cannot fork: {error.strerror}"
             self._note_death(child, EXIT_ROLE)
             return
-        os.close(write)
-        child.forked(pid, read, now_s + BOOT_TIMEOUT_S)
-        self._selector.register(read, selectors.EVENT_READ, lambda: self._on_word(child))
+        child.forked(pid, words_fd, now_s + BOOT_TIMEOUT_S)
+        self._selector.register(words_fd, selectors.EVENT_READ, lambda: self._on_words(child))
 
-    def _become(self, child: Child, read: int, write: int) -> NoReturn:
+    def _become(self, child: Child, our_fd: int, its_fd: int) -> NoReturn:
         try:
             told = RoleContext(
                 role=child.role,
                 index=child.index,
                 run_dir=self._run_dir,
                 description=self._estate.description,
-                ready_fd=write,
+                words_fd=its_fd,
                 parent_pid=self._estate.description.pid,
                 parent_pidfd=self._parent_pidfd,
                 app=self._settings.app,
@@ -233,10 +229,10 @@ class Supervisor:
                 socket_gid=self._settings.socket_gid,
             )
             inherited = [
-                read,
+                our_fd,
                 self._lock.fd,
                 *self._signals.fds,
-                *(other.ready_fd for other in self._children if other.ready_fd >= 0),
+                *(other.words_fd for other in self._children if other.words_fd >= 0),
                 *self._close_in_roles,
             ]
             if isinstance(self._selector, selectors.EpollSelector):
@@ -255,32 +251,41 @@ class Supervisor:
         finally:
             os._exit(EXIT_ROLE)  # only when become itself failed
 
-    def _on_word(self, child: Child) -> None:
-        if not child.hear():
+    def _on_words(self, child: Child) -> None:
+        if child.words_fd < 0:  # reaped since select returned
             return
-        self._close_word(child)
-        if child.ready and child.role == "worker":
+        was_ready = child.ready
+        if child.hear():
+            self._close_words(child)
+        if child.ready and not was_ready and not self._stopping:
+            self._on_role_ready(child)
+        if child.asks_to_end:
+            # Whoever signals the whole process group has signalled us, too: that comes first.
+            self._on_signals()
+            if not self._stopping:
+                child.tell(WORD_END if child.idle else WORD_DRAIN)
+
+    def _on_role_ready(self, child: Child) -> None:
+        if child.role == "worker":
             self._pulses[child.index] = Pulse(self._estate.description.socket_path(child.index))
-        if self._stopping:
-            return
-        if child.ready and not self._told_ready and all(c.ready for c in self._children):
+        if child.restarts:
+            log.info("role is back", role=child.role, index=child.index, child=child.pid)
+        if not self._told_ready and all(c.ready for c in self._children):
             self._told_ready = True
             self._tell_ready()
-        elif child.ready:
-            log.info("role is back", role=child.role, index=child.index, child=child.pid)
 
     def _feel_pulses(self, now_s: float) -> None:
         for index, pulse in self._pulses.items():
             if not pulse.beat(now_s):
                 child = self._children[index]  # workers come first
                 log.error("worker answers no ping, killed", index=index, child=child.pid)
-                _send(child, signal.SIGKILL)
+                child.send(signal.SIGKILL)
 
-    def _close_word(self, child: Child) -> None:
-        if child.ready_fd >= 0:
-            self._selector.unregister(child.ready_fd)
-            os.close(child.ready_fd)
-            child.ready_fd = -1
+    def _close_words(self, child: Child) -> None:
+        if child.words_fd >= 0:
+            self._selector.unregister(child.words_fd)
+            os.close(child.words_fd)
+            child.words_fd = -1
 
     def _reap(self) -> None:
         while True:
@@ -293,9 +298,9 @@ class Supervisor:
             # A pid of no child: as process 1 of a container we inherit orphans of others.
             for child in self._children:
                 if child.pid == pid:
-                    if child.ready_fd >= 0:  # what it said last is still in the pipe
+                    if child.words_fd >= 0:  # what it said last is still to be read
                         child.hear()
-                        self._close_word(child)
+                        self._close_words(child)
                     self._note_death(child, os.waitstatus_to_exitcode(status))
 
     def _note_death(self, child: Child, exit_code: int) -> None:
@@ -342,13 +347,24 @@ class Supervisor:
         for number in self._signals.take():
             if number == signal.SIGHUP:
                 log.warning("SIGHUP: this version cannot reload; restart the node to change it")
-            elif number == signal.SIGTERM and not self._stopping:
-                self._stop("drain")
-            elif number in _SIGNALS_AT_ONCE and self._stopping != "at once":
-                self._stop("at once")
-            elif number in (signal.SIGTERM, *_SIGNALS_AT_ONCE):
-                self._kill_at_s = 0.0  # told twice
+            elif number in _SIGNALS_TO_END and self._is_new(number):
+                if self._stopping and (number == signal.SIGTERM or self._stopping.how != "drain"):
+                    self._stopping.kill(time.monotonic())  # told twice
+                else:
+                    self._stop("drain" if number == signal.SIGTERM else "at once")
         self._reap()
+
+    def _is_new(self, number: int) -> bool:
+        """Tell whether a signal is not the one before once more.
+
+        ``timeout`` sends its signal to us and to our process group; ``make`` passes on what the
+        group has got already.
+        """
+        now_s = time.monotonic()
+        if now_s - self._signalled_s.get(number, -SAME_SIGNAL_S) < SAME_SIGNAL_S:
+            return False
+        self._signalled_s[number] = now_s
+        return True
 
     def _on_program_dead(self) -> None:
         assert self._program_pidfd is not None
@@ -356,50 +372,23 @@ class Supervisor:
         log.warning("the program that started the node is gone")
         self._stop("at once")
 
-    def _stop(self, how: str) -> None:
-        log.info("node stops", how=how)
-        bound_s = DRAIN_TIMEOUT_S + DRAIN_MARGIN_S if how == "drain" else AT_ONCE_GRACE_S
-        self._kill_at_s = time.monotonic() + bound_s
+    def _stop(self, how: How) -> None:
+        now_s = time.monotonic()
         self._estate.unpublish()  # nobody attaches to a node that goes
-        for child in self._children:
-            if how == "at once" or child.role == "front" or not child.ready:
-                _send(child, signal.SIGTERM)
-        self._stopping = how
         for pulse in self._pulses.values():
-            pulse.close()  # a drain waits for open connections
+            pulse.close()
         self._pulses.clear()
-        self._workers_told = how == "at once"
-
-    def _tick_stopping(self, now_s: float) -> None:
-        # Fronts first: their calls in flight need the workers.
-        if not self._workers_told and not any(
-            child.pid for child in self._children if child.role == "front"
-        ):
-            self._workers_told = True
-            for child in self._children:
-                _send(child, signal.SIGTERM)
-        if now_s >= self._kill_at_s:
-            for child in self._children:
-                if child.pid:
-                    log.warning(
-                        "role did not end in time, killed", role=child.role, index=child.index
-                    )
-                    _send(child, signal.SIGKILL)
-            self._kill_at_s = now_s + AT_ONCE_GRACE_S
+        if self._stopping is None:
+            self._stopping = Stopping(self._children, how, now_s)
+        else:
+            self._stopping.hasten(now_s)
 
     def _kill_all(self) -> None:
         """Leave no child, whatever happened; a killed process cannot refuse."""
         for child in self._children:
-            _send(child, signal.SIGKILL)
+            child.send(signal.SIGKILL)
         for child in self._children:
             if child.pid:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(child.pid, 0)
                 child.pid = 0
-
-
-def _send(child: Child, number: int) -> None:
-    # The pid is ours until waitpid has returned it: it cannot be another process's.
-    if child.pid:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child.pid, number)

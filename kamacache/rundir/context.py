@@ -1,6 +1,14 @@
-"""What a forked role is told: who it is, where things are, and how to say that it is ready.
+"""What a forked role is told: who it is, where things are; and the words of both sides.
 
-*Process*: made by the supervisor before a fork, read by the child.
+*Process*: made by the supervisor before a fork, read by the child. Words are lines on a socket
+pair of the two, open as long as the role lives::
+
+    role ──► supervisor    ready | failed <code> <reason> | term | idle
+    supervisor ──► worker  drain | end
+
+``term``: a SIGTERM came; the supervisor decides what follows. ``drain``: begin no load but for
+loads that run; ``idle``: none runs any more; ``end``: leave now. A worker without loads waits for
+``end``, since another worker's load may still ask it.
 """
 
 from __future__ import annotations
@@ -22,9 +30,14 @@ EXIT_ROLE: Final = 3  # a role could not start
 EXIT_APP: Final = 4  # the user's app could not be loaded
 EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h
 
-READY_LINE_BYTES_MAX: Final = 4000  # below PIPE_BUF, so that one write is whole
+WORD_TERM: Final = "term"
+WORD_IDLE: Final = "idle"
+WORD_DRAIN: Final = "drain"
+WORD_END: Final = "end"
+
+LINE_BYTES_MAX: Final = 4000  # far below a socket's buffer, so that one write is whole
 FAILURE_CHARS_MAX: Final = 900  # of up to 4 bytes each
-_LINE_BREAK: Final = "\x1f"  # ASCII's unit separator stands for a line break on the pipe
+_LINE_BREAK: Final = "\x1f"  # ASCII's unit separator stands for a line break in a word
 
 
 def read_report(line: str) -> tuple[int, str] | None:
@@ -55,7 +68,7 @@ class RoleContext:
     index: int
     run_dir: RunDir
     description: NodeDescription
-    ready_fd: int
+    words_fd: int
     parent_pid: int
     parent_pidfd: int  # readable once the supervisor is dead
     app: str | None = None
@@ -71,16 +84,27 @@ class RoleContext:
 
     def report_ready(self) -> None:
         """Tell the supervisor that this role serves. Call once, or `report_failed` instead."""
-        self._report("ready")
+        self.tell("ready")
 
     def report_failed(self, code: int, message: str) -> None:
         """Tell the supervisor why this role cannot start; the caller then exits with ``code``."""
-        # Lines of a traceback stay apart for who reads them, and one line on the pipe.
+        # Lines of a traceback stay apart for who reads them, and one line for the supervisor.
         kept = message.strip()[-FAILURE_CHARS_MAX:]
-        self._report(f"failed {code} {_LINE_BREAK.join(kept.splitlines())}")
+        self.tell(f"failed {code} {_LINE_BREAK.join(kept.splitlines())}")
 
-    def _report(self, line: str) -> None:
-        # A supervisor that is gone has no use for the line; the pidfd ends this process.
+    def tell(self, word: str) -> None:
+        """Say a word to the supervisor."""
+        # A supervisor that is gone has no use for it; the pidfd ends this process.
         with contextlib.suppress(OSError):
-            os.write(self.ready_fd, line.encode()[:READY_LINE_BYTES_MAX] + b"\n")
-            os.close(self.ready_fd)
+            os.write(self.words_fd, word.encode()[:LINE_BYTES_MAX] + b"\n")
+
+    def hear(self) -> list[str]:
+        """Return the supervisor's words, some at least: for when the descriptor is readable.
+
+        `WORD_END` when the supervisor is gone.
+        """
+        try:
+            heard = os.read(self.words_fd, LINE_BYTES_MAX)
+        except OSError:
+            heard = b""
+        return heard.decode(errors="replace").split() or [WORD_END]

@@ -242,9 +242,9 @@ class Handlers:
         }
 
     @property
-    def loads_in_flight(self) -> int:
-        """Keys under load, over all groups."""
-        return sum(len(group.flights) for group in self._groups.values())
+    def loading(self) -> bool:
+        """Whether a load runs or is queued, one that a write detached included."""
+        return any(group.loader.running for group in self._groups.values())
 
     def group(self, name: str) -> HostedGroup:
         """Return a group, or raise `GroupNotFoundError`."""

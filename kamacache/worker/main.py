@@ -2,12 +2,15 @@
 
 *Process*: worker. `run` is called in the forked child, and returns the exit code::
 
-    open shards ─► hooks ─► listen ─► "ready" ─► serve ─┬─ SIGTERM ─► drain ─► 0
+    open shards ─► hooks ─► listen ─► "ready" ─► serve ─┬─ "drain" ─► "idle" ─► "end" ─► 0
                                                         ├─ SIGQUIT ─► 0, at once
                                                         └─ too many hung getters ─► EXIT_RECYCLE
 
-SIGINT is ignored: a terminal sends it to the whole process group, and the supervisor decides.
-That the supervisor is dead is noticed by a thread of `kamacache.node.roles`.
+*The drain* is the supervisor's (`kamacache.rundir.context` has the words): loads that nobody's load
+asked for are refused, all else goes on until "end" comes, or `drain_timeout_s` is over. A SIGTERM
+is passed on to the supervisor, since it may have gone to the whole process group; SIGINT, which a
+terminal sends to that group, is ignored. That the supervisor is dead is noticed by a thread of
+`kamacache.node.roles`.
 """
 
 from __future__ import annotations
@@ -30,7 +33,16 @@ from kamacache.errors import KamaCacheError
 from kamacache.getters import Loadable
 from kamacache.limits import CONNECTIONS_MAX
 from kamacache.local.attach import attach_role
-from kamacache.rundir.context import EXIT_APP, EXIT_OK, EXIT_ROLE, RoleContext
+from kamacache.rundir.context import (
+    EXIT_APP,
+    EXIT_OK,
+    EXIT_ROLE,
+    WORD_DRAIN,
+    WORD_END,
+    WORD_IDLE,
+    WORD_TERM,
+    RoleContext,
+)
 from kamacache.store import open_writer
 from kamacache.worker.handlers import Handlers, HostedGroup
 from kamacache.worker.pools import GetterThreads
@@ -40,6 +52,7 @@ EXIT_RECYCLE: Final = 75  # EX_TEMPFAIL: hung getters; start a fresh worker
 BACKLOG: Final = 1_024
 UPKEEP_EVERY_S: Final = 1.0
 RELIEVE_EVERY_S: Final = 0.1
+IDLE_LOOK_EVERY_S: Final = 0.01  # while draining
 CLOSE_WITHIN_S: Final = 1.0  # for replies to be written after the drain
 SWITCH_INTERVAL_S: Final = 0.001  # a getter that computes gives the loop the GIL 1,000 times a s
 
@@ -74,9 +87,9 @@ class Worker:
         self._threads: Final = GetterThreads(loop, self._recycle)
         self._handlers: Final = Handlers(self._groups, loop, self._stats)
         self._server: Final = Server(self._handlers, loop, connections_max=CONNECTIONS_MAX)
-        self._stopping = asyncio.Event()
+        self._stopping = asyncio.Event()  # to drain, or to end
+        self._ending = asyncio.Event()
         self._exit_code = EXIT_OK
-        self._drain = True
         self._started: list[Loadable] = []  # whose on_worker_start ran
         self._listener: asyncio.AbstractServer | None = None
 
@@ -95,8 +108,7 @@ class Worker:
             gc.freeze()  # what the app brought is no garbage; do not look at it again
             self._context.report_ready()
             await self._stopping.wait()
-            if self._drain:
-                await self._finish_loads()
+            await self._finish_loads()
             for task in upkeep:
                 task.cancel()
             return self._exit_code
@@ -156,8 +168,9 @@ class Worker:
 
     def _watch(self) -> None:
         loop = self._loop
-        loop.add_signal_handler(signal.SIGTERM, self._stop, EXIT_OK, True)
-        loop.add_signal_handler(signal.SIGQUIT, self._stop, EXIT_OK, False)
+        loop.add_reader(self._context.words_fd, self._on_words)
+        loop.add_signal_handler(signal.SIGTERM, self._context.tell, WORD_TERM)
+        loop.add_signal_handler(signal.SIGQUIT, self._end_now, EXIT_OK)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
@@ -192,12 +205,21 @@ class Worker:
 
     # -- end -------------------------------------------------------------------------------
 
-    def _stop(self, code: int, drain: bool) -> None:
-        self._drain = self._drain and drain
-        if self._stopping.is_set():
-            return
-        self._exit_code = code
+    def _on_words(self) -> None:
+        for word in self._context.hear():
+            if word == WORD_DRAIN:
+                self._handlers.draining = True
+                self._stopping.set()
+            elif word == WORD_END:
+                self._loop.remove_reader(self._context.words_fd)
+                self._give_up_loads()
+                self._end_now(EXIT_OK)
+
+    def _end_now(self, code: int) -> None:
+        if not self._ending.is_set():
+            self._exit_code = code
         self._handlers.draining = True
+        self._ending.set()
         self._stopping.set()
 
     def _recycle(self) -> None:
@@ -206,22 +228,26 @@ class Worker:
                 "too many getters hang; this worker ends and a fresh one takes its place",
                 extra={"shard": self._context.index, "hung": self._threads.hung},
             )
-            self._stop(EXIT_RECYCLE, False)
+            self._end_now(EXIT_RECYCLE)
 
     async def _finish_loads(self) -> None:
-        """Accept no more, and wait for the loads in flight, but not for ever."""
-        if self._listener is not None:
-            self._unlink_socket()
-            self._listener.close()
+        """Serve on until told to end: loads of ours, and those of others that need ours."""
         deadline_s = self._loop.time() + self._context.drain_timeout_s
-        while self._handlers.loads_in_flight and self._drain:
-            if self._loop.time() > deadline_s:
-                log.warning(
-                    "loads did not end in time; they are given up",
-                    extra={"shard": self._context.index},
-                )
-                break
-            await asyncio.sleep(0.01)
+        said_idle = False
+        while not self._ending.is_set() and self._loop.time() < deadline_s:
+            if not said_idle and not self._handlers.loading:
+                said_idle = True
+                self._context.tell(WORD_IDLE)
+            await asyncio.sleep(IDLE_LOOK_EVERY_S)
+        if not self._ending.is_set():
+            self._give_up_loads()
+
+    def _give_up_loads(self) -> None:
+        if self._handlers.loading:
+            log.warning(
+                "loads did not end in time; they are given up",
+                extra={"shard": self._context.index},
+            )
 
     async def _end(self) -> None:
         if self._listener is not None:

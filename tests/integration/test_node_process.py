@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from kamacache.limits import SERVE_UNTIL_AHEAD_MS
+from kamacache.limits import DRAIN_TIMEOUT_S, SERVE_UNTIL_AHEAD_MS
 from kamacache.local.attach import Attachment
 from kamacache.local.attached import AttachedEngine
+from kamacache.node.supervisor import SAME_SIGNAL_S
 from kamacache.rundir.control import ControlReader
 from kamacache.rundir.description import read_description
 from tests.node_process import ROOT, NodeProcess, files_below, is_alive
@@ -229,10 +230,17 @@ def test_worker_that_ignores_the_drain_is_killed_by_a_second_term(
         stuck = node.role("worker 0")
         assert stuck is not None
         stuck.suspend()
+        told_s = time.monotonic()
         node.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: node.role("worker 1") is None)
-        assert node.process.poll() is None
+        wait_until(lambda: not (run_dir / "node.json").exists())
+        node.process.send_signal(signal.SIGTERM)  # at once: taken for the first once more
+        wait_until(lambda: time.monotonic() - told_s > 2 * SAME_SIGNAL_S)
+        assert {child.cmdline()[0] for child in node.children()} == {
+            "kamacache-node: worker 0",
+            "kamacache-node: worker 1",
+        }
         assert node.stop(signal.SIGTERM, deadline_s=3.0) == 0
+        assert time.monotonic() - told_s < DRAIN_TIMEOUT_S / 2
     assert files_below(run_dir, shm) == []
 
 

@@ -167,8 +167,14 @@ def test_too_many_hung_getters_bring_a_fresh_worker(node: Node, wait_until: Any)
 def test_a_drain_finishes_loads_and_refuses_new_ones(node: Node, wait_until: Any) -> None:
     node.call(Ping())  # leaves an idle connection, on which the refused load comes
     other = WorkerLinks(node.process.description().sockets_dir, 0)
-    socket_path = Path(node.process.description().socket_path(0))
     results: list[Any] = []
+
+    def refused() -> bool:
+        try:
+            node.get("another")
+        except NodeUnavailableError:
+            return True
+        return False
 
     def ask() -> None:
         results.append(other.call(Get(group="g", key=b"wait"), time.monotonic() + 10))
@@ -176,15 +182,19 @@ def test_a_drain_finishes_loads_and_refuses_new_ones(node: Node, wait_until: Any
     asker = threading.Thread(target=ask)
     asker.start()
     wait_until(lambda: node.calls == ["wait"])
+    node.call(Set(group="g", key=b"held", value=b"set"))
     node.process.process.send_signal(signal.SIGTERM)
-    wait_until(lambda: not socket_path.exists())
-    with pytest.raises(NodeUnavailableError):
-        node.get("another")
+    wait_until(lambda: node.call(Delete(group="g", key=b"another")) and refused())
+    began = node.calls.count("another")
+    assert node.get("held") == b"set"
+    assert node.call(Set(group="g", key=b"held", value=b"new")).count == 1
+    assert node.get("held") == b"new"
     (node.here / "go").touch()
     asker.join(10)
     other.close()
     assert [result.value for result in results] == [b"wait"]
-    assert node.calls == ["wait"]
+    assert node.calls.count("wait") == 1
+    assert node.calls.count("another") == began
     assert node.process.await_end() == 0
 
 

@@ -1,0 +1,102 @@
+"""How a node ends: whom to tell what, in which order, and when patience is over.
+
+*Process*: the supervisor. No clock of its own: times come in as arguments::
+
+    drain    TERM ──► fronts, which finish their calls ──► "drain" ──► workers
+             all workers "idle", or DRAIN_TIMEOUT_S ──► "end" ──► workers
+    at once  QUIT ──► fronts and workers
+    then     KILL ──► what is left: DRAIN_MARGIN_S or AT_ONCE_GRACE_S later, or when told twice
+
+*Why "idle" once is enough*: a worker that drains begins loads for other loads only, and says "idle"
+when it has none. Every nested load stands below one that nobody's load asked for, which keeps its
+own worker from saying "idle". So when all have said it, no load that someone waits for is left.
+A worker must not end before: a load in another worker may need it for a nested get.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from typing import Final, Literal
+
+import structlog
+
+from kamacache.limits import DRAIN_TIMEOUT_S
+from kamacache.node.children import Child
+from kamacache.rundir.context import WORD_DRAIN, WORD_END
+
+AT_ONCE_GRACE_S: Final = 1.0
+DRAIN_MARGIN_S: Final = 2.0  # beyond the roles' own deadline
+
+How = Literal["drain", "at once"]
+
+log = structlog.get_logger("kamacache.node")
+
+
+class Stopping:
+    """The end of a node, once it has begun."""
+
+    def __init__(self, children: Sequence[Child], how: How, now_s: float) -> None:
+        """Begin: tell those who are to end first."""
+        self.how: How = how
+        self._children = children
+        self._drain_until_s = now_s + DRAIN_TIMEOUT_S
+        self._kill_at_s = self._drain_until_s + DRAIN_MARGIN_S
+        self._workers_told = ""
+        if how == "at once":
+            self.hasten(now_s)
+            return
+        log.info("node stops", how=how)
+        for child in children:
+            if child.role == "front" or not child.ready:
+                _end_one(child)
+
+    def hasten(self, now_s: float) -> None:
+        """End all roles at once; told again, kill them."""
+        if self._workers_told == WORD_END and self.how == "at once":
+            self._kill_at_s = now_s
+            return
+        log.info("node stops", how="at once")
+        self.how = "at once"
+        self._workers_told = WORD_END
+        self._kill_at_s = now_s + AT_ONCE_GRACE_S
+        for child in self._children:
+            if child.ready:
+                child.send(signal.SIGQUIT)
+            else:
+                _end_one(child)
+
+    def kill(self, now_s: float) -> None:
+        """Wait no longer for anyone."""
+        self._kill_at_s = now_s
+
+    def tick(self, now_s: float) -> float:
+        """Do what is due; return the time at which to come again, if nothing happens before."""
+        late = now_s >= self._drain_until_s
+        living = [child for child in self._children if child.pid]
+        # Fronts first: their calls in flight need workers that begin loads.
+        if not self._workers_told and (late or all(c.role != "front" for c in living)):
+            self._tell_workers(WORD_DRAIN)
+        if self._workers_told == WORD_DRAIN and (
+            late or all(c.idle for c in living if c.role == "worker")
+        ):
+            self._tell_workers(WORD_END)
+        if now_s >= self._kill_at_s:
+            for child in living:
+                log.warning("role did not end in time, killed", role=child.role, index=child.index)
+                child.send(signal.SIGKILL)
+            self._kill_at_s = now_s + AT_ONCE_GRACE_S
+        return self._kill_at_s if late else min(self._kill_at_s, self._drain_until_s)
+
+    def _tell_workers(self, word: str) -> None:
+        self._workers_told = word
+        for child in self._children:
+            if child.role == "worker":
+                child.tell(word)
+
+
+def _end_one(child: Child) -> None:
+    """Tell a front, or a role that is not ready, to end: whichever it heeds already."""
+    child.send(signal.SIGTERM)
+    if child.role == "worker":
+        child.tell(WORD_END)
