@@ -33,7 +33,13 @@ from kamacache.rundir.description import (
     read_boot_id,
     write_description,
 )
-from kamacache.rundir.layout import RunDir, SupervisorLock, new_epoch, own_folder
+from kamacache.rundir.layout import (
+    RunDir,
+    SupervisorLock,
+    new_epoch,
+    own_folder,
+    share_files,
+)
 
 LOCK_WAIT_S: Final = 1.0
 _PAGE_BYTES: Final = 4096
@@ -135,7 +141,7 @@ class Estate:
                 )
             _tell_size(spec, settings.workers)
         if settings.socket_gid is not None:
-            _open_to_group(self._shm_dir, settings.socket_gid)
+            share_files(self._shm_dir, settings.socket_gid)
 
     def leave(self) -> None:
         """Let go of what a forked role inherited: words it must not write, the held port.
@@ -182,10 +188,3 @@ def _tell_size(spec: GroupSpec, workers: int) -> None:
             workers=workers,
         )
 
-
-def _open_to_group(shm_dir: Path, gid: int) -> None:
-    """Let a group attach: it reads the shards, and writes access bytes and counters alone."""
-    for entry in os.scandir(shm_dir):
-        writable = entry.name == "counters" or entry.name.endswith(".access")
-        os.chown(entry.path, -1, gid)
-        os.chmod(entry.path, 0o660 if writable else 0o640)

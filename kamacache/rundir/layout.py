@@ -132,6 +132,20 @@ def own_folder(path: Path, setting: str, *, gid: int | None = None) -> None:
         ) from error
 
 
+def share_files(shm_dir: Path, gid: int) -> None:
+    """Let a group attach: it reads the shards, and writes access bytes and counters alone.
+
+    Once more after a writer opened its shard: a file it had to make anew is its owner's alone.
+    """
+    for entry in os.scandir(shm_dir):
+        if entry.name.endswith(".lock"):
+            continue
+        writable = entry.name == "counters" or entry.name.endswith(".access")
+        with contextlib.suppress(FileNotFoundError):  # another writer replaces it just now
+            os.chown(entry.path, -1, gid)
+            os.chmod(entry.path, 0o660 if writable else 0o640)
+
+
 class SupervisorLock:
     """The lock of a run directory: POSIX lockf, freed by the kernel when its holder dies.
 

@@ -25,6 +25,7 @@ import stat
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 import uvloop
@@ -43,6 +44,7 @@ from kamacache.rundir.context import (
     WORD_TERM,
     RoleContext,
 )
+from kamacache.rundir.layout import share_files
 from kamacache.store import open_writer
 from kamacache.worker.handlers import Handlers, HostedGroup
 from kamacache.worker.pools import GetterThreads
@@ -135,6 +137,8 @@ class Worker:
                 self._groups[spec.name] = HostedGroup(
                     spec, shard, self._loadables.get(spec.name), self._threads
                 )
+            if context.socket_gid is not None:
+                share_files(Path(about.shm_dir), context.socket_gid)
         except (KamaCacheError, OSError) as error:
             context.report_failed(EXIT_ROLE, f"worker {context.index}: {error}")
             return EXIT_ROLE
