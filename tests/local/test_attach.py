@@ -161,7 +161,7 @@ def test_group_follows_its_node_through_stops_and_starts(
             wait_until(lambda: scores.get("k") == b"v-k", 3.0)  # not the last life's
             scores.set("k", value)
             assert [scores.get("k") for _ in range(3)] == [value] * 3
-            in_threads(8, lambda _: scores.get_many(["k", "l"]))
+            scores.get_many(["k", "l"])
             asyncio.run(scores.aget("m"))
             assert scores.stats()["items"] == 3
             assert node.stop() == 0

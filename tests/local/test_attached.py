@@ -510,8 +510,7 @@ def test_fork_while_threads_read_and_write_leaves_a_child_that_works() -> None:
             if process.is_alive():
                 process.kill()
             process.join()
-    assert [process.exitcode for process in children] == [0] * 10
-    assert failures == []
+    assert ([process.exitcode for process in children], failures) == ([0] * 10, [])
 
 
 def test_groups_made_again_and_again_share_one_counter_slot(shared: Shared) -> None:
