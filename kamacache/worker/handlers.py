@@ -7,8 +7,8 @@ answer later; it raises a `KamaCacheError` for the asker alone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Callable
+from typing import Any, Final
 
 from kamacache.calls import check_chain
 from kamacache.clock import boottime_ms
@@ -20,21 +20,16 @@ from kamacache.errors import (
     KamaCacheError,
     KeyTooLongError,
     NodeUnavailableError,
-    ValueTooLargeError,
-    to_fields,
 )
 from kamacache.getters import Loadable
-from kamacache.limits import BATCH_KEYS_MAX, FRAME_BYTES_MAX, KEY_BYTES_MAX, TTL_MS_MAX
+from kamacache.limits import BATCH_KEYS_MAX, KEY_BYTES_MAX, TTL_MS_MAX
 from kamacache.store import NEGATIVE
-from kamacache.wire import messages
 from kamacache.wire.messages import (
     Delete,
     DeleteMany,
     Done,
-    Failure,
     Get,
     GetMany,
-    KeyFailure,
     Ping,
     Reply,
     Request,
@@ -43,29 +38,11 @@ from kamacache.wire.messages import (
     Stats,
     StatsReply,
     Value,
-    Values,
 )
 from kamacache.worker.loader import Flight, Loader, Outcome, Shard
 from kamacache.worker.pools import GetterThreads
-
-VALUE_FRAME_BYTES_MAX: Final = FRAME_BYTES_MAX - messages.PAYLOAD_SLACK_BYTES
-_PER_VALUE_BYTES: Final = 8  # msgpack's length in front of each value, with room
-
-
-class Asker(Protocol):
-    """The connection that a request came on."""
-
-    waiters: dict[Leaver, None]
-    """Those who wait on this connection's behalf, for when it ends."""
-
-    def answer(self, reply: Reply) -> None:
-        """Send the reply of a request whose handler returned None."""
-
-
-class Leaver(Protocol):
-    """A waiter that can be told that nobody waits any more."""
-
-    def leave(self) -> None: ...
+from kamacache.worker.replies import value_reply, values_reply
+from kamacache.worker.waiters import Asker, ManyWaiter, OneWaiter, Wait
 
 
 class HostedGroup:
@@ -120,101 +97,6 @@ def _key_error(key: bytes) -> KeyTooLongError:
     )
 
 
-def failure(request_id: int, error: KamaCacheError) -> Failure:
-    """Return an error as the reply to a request."""
-    return Failure(request_id, *to_fields(error))
-
-
-class _Wait:
-    """What the two waiters share: the asker, and its deadline."""
-
-    __slots__ = ("_asker", "_id", "_spec", "_timer")
-
-    def __init__(
-        self, request: Request, asker: Asker, spec: GroupSpec, loop: asyncio.AbstractEventLoop
-    ) -> None:
-        self._asker = asker
-        self._id = request.id
-        self._spec = spec
-        asker.waiters[self] = None
-        self._timer = loop.call_later(request.budget_ms / 1000, self._late)
-
-    def leave(self) -> None:
-        """Be gone: the connection ended."""
-        self._timer.cancel()
-
-    def _late(self) -> None:
-        self.leave()
-        self._reply(
-            failure(
-                self._id,
-                DeadlineExceededError(
-                    f"group {self._spec.name!r}: the load did not end before the deadline; "
-                    "it goes on",
-                    group=self._spec.name,
-                ),
-            )
-        )
-
-    def _reply(self, reply: Reply) -> None:
-        self._timer.cancel()
-        self._asker.waiters.pop(self, None)
-        self._asker.answer(reply)
-
-
-class OneWaiter(_Wait):
-    """Who waits for one key."""
-
-    __slots__ = ("flight",)
-
-    flight: Flight | None
-
-    def settle(self, flight: Flight, outcome: Outcome) -> None:
-        """Answer."""
-        if isinstance(outcome, KamaCacheError):
-            self._reply(failure(self._id, outcome))
-        else:
-            self._reply(_value(self._id, outcome))
-
-    def leave(self) -> None:
-        """Be gone."""
-        super().leave()
-        if self.flight is not None:
-            self.flight.leave(self)
-
-
-class ManyWaiter(_Wait):
-    """Who waits for several keys; answers when the last is settled."""
-
-    __slots__ = ("_keys", "_outcomes", "pending")
-
-    def __init__(
-        self,
-        request: GetMany,
-        asker: Asker,
-        spec: GroupSpec,
-        loop: asyncio.AbstractEventLoop,
-        outcomes: dict[bytes, Outcome],
-    ) -> None:
-        super().__init__(request, asker, spec, loop)
-        self._keys = request.keys
-        self._outcomes = outcomes
-        self.pending: dict[bytes, Flight] = {}
-
-    def settle(self, flight: Flight, outcome: Outcome) -> None:
-        """Note the outcome, and answer when it is the last."""
-        self._outcomes[flight.key] = outcome
-        del self.pending[flight.key]
-        if not self.pending:
-            self._reply(values_reply(self._id, self._keys, self._outcomes))
-
-    def leave(self) -> None:
-        """Be gone."""
-        super().leave()
-        for flight in self.pending.values():
-            flight.leave(self)
-
-
 class Handlers:
     """The groups of one worker, and what it does for each request."""
 
@@ -266,7 +148,7 @@ class Handlers:
             raise _key_error(key)
         found = group.shard.get(key)
         if isinstance(found, bytes):
-            return _value(request.id, found)
+            return value_reply(request.id, found)
         if found is NEGATIVE or group.loadable is None:
             return Value(request.id, None)
         self._check_load(request)
@@ -375,48 +257,6 @@ class Handlers:
             )
 
 
-def values_reply(request_id: int, keys: Sequence[bytes], outcomes: dict[bytes, Outcome]) -> Reply:
-    """Return outcomes in the order of the keys, as many as a frame takes."""
-    values: list[bytes | None] = []
-    errors: list[KeyFailure] = []
-    room = VALUE_FRAME_BYTES_MAX
-    for index, key in enumerate(keys):
-        outcome = outcomes[key]
-        if isinstance(outcome, bytes):
-            room -= len(outcome) + _PER_VALUE_BYTES
-            if room < 0:
-                if not index:
-                    return _value(request_id, outcome)  # too large alone: says so
-                break
-            values.append(outcome)
-            continue
-        values.append(None)
-        room -= _PER_VALUE_BYTES
-        if outcome is not None:
-            errors.append(_key_failure(index, outcome))
-            room -= len(errors[-1].message) * 4 + 2 * KEY_BYTES_MAX
-            if room < 0:
-                break
-    return Values(request_id, values, errors)
-
-
-def _key_failure(index: int, error: KamaCacheError) -> KeyFailure:
-    return KeyFailure(index, *to_fields(error))
-
-
-def _value(request_id: int, value: bytes | None) -> Reply:
-    if value is not None and len(value) > VALUE_FRAME_BYTES_MAX:
-        return failure(
-            request_id,
-            ValueTooLargeError(
-                f"the value has {len(value)} bytes, and {VALUE_FRAME_BYTES_MAX} can be sent",
-                value_bytes=len(value),
-                limit_bytes=VALUE_FRAME_BYTES_MAX,
-            ),
-        )
-    return Value(request_id, value)
-
-
 def _check_batch(count: int) -> None:
     if count > BATCH_KEYS_MAX:
         raise ConfigError(
@@ -426,6 +266,6 @@ def _check_batch(count: int) -> None:
         )
 
 
-def _forget(asker: Asker, waiter: _Wait) -> None:
+def _forget(asker: Asker, waiter: Wait) -> None:
     waiter.leave()
     asker.waiters.pop(waiter, None)

@@ -31,8 +31,10 @@ from kamacache.limits import (
 )
 from kamacache.wire.frames import HEADER_BYTES, FrameError, FrameReader
 from kamacache.wire.messages import DecodeError, Failure, Reply, decode_request, encode, salvage_id
-from kamacache.worker.handlers import Handlers, Leaver, failure
+from kamacache.worker.handlers import Handlers
 from kamacache.worker.repeated import RepeatedLog
+from kamacache.worker.replies import failure
+from kamacache.worker.waiters import Leaver
 
 FLUSH_BYTES: Final = 1 << 20  # replies are written when they come to this
 

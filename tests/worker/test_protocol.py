@@ -341,9 +341,9 @@ def test_connections_above_the_limit_are_refused(short_dir: Path) -> None:
 def test_an_answer_too_large_for_one_frame_comes_in_parts(
     worker: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kamacache.worker import handlers
+    from kamacache.worker import replies
 
-    monkeypatch.setattr(handlers, "VALUE_FRAME_BYTES_MAX", 10_000)
+    monkeypatch.setattr(replies, "VALUE_FRAME_BYTES_MAX", 10_000)
 
     def getter(key: str) -> bytes:
         if key == "huge":

@@ -1,0 +1,122 @@
+"""Those who wait for loads on behalf of a connection: for one key, or for several.
+
+*Process*: worker, in the loop's thread. *Invariant*: a waiter answers once: with the outcome, or
+at its own deadline, whichever comes first; the load goes on for the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from kamacache.config import GroupSpec
+from kamacache.errors import DeadlineExceededError, KamaCacheError
+from kamacache.wire.messages import GetMany, Reply, Request
+from kamacache.worker.loader import Flight, Outcome
+from kamacache.worker.replies import failure, value_reply, values_reply
+
+
+class Asker(Protocol):
+    """The connection that a request came on."""
+
+    waiters: dict[Leaver, None]
+    """Those who wait on this connection's behalf, for when it ends."""
+
+    def answer(self, reply: Reply) -> None:
+        """Send the reply of a request whose handler returned None."""
+
+
+class Leaver(Protocol):
+    """A waiter that can be told that nobody waits any more."""
+
+    def leave(self) -> None: ...
+
+
+class Wait:
+    """What the two waiters share: the asker, and its deadline."""
+
+    __slots__ = ("_asker", "_id", "_spec", "_timer")
+
+    def __init__(
+        self, request: Request, asker: Asker, spec: GroupSpec, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._asker = asker
+        self._id = request.id
+        self._spec = spec
+        asker.waiters[self] = None
+        self._timer = loop.call_later(request.budget_ms / 1000, self._late)
+
+    def leave(self) -> None:
+        """Be gone: the connection ended."""
+        self._timer.cancel()
+
+    def _late(self) -> None:
+        self.leave()
+        self._reply(
+            failure(
+                self._id,
+                DeadlineExceededError(
+                    f"group {self._spec.name!r}: the load did not end before the deadline; "
+                    "it goes on",
+                    group=self._spec.name,
+                ),
+            )
+        )
+
+    def _reply(self, reply: Reply) -> None:
+        self._timer.cancel()
+        self._asker.waiters.pop(self, None)
+        self._asker.answer(reply)
+
+
+class OneWaiter(Wait):
+    """Who waits for one key."""
+
+    __slots__ = ("flight",)
+
+    flight: Flight | None
+
+    def settle(self, flight: Flight, outcome: Outcome) -> None:
+        """Answer."""
+        if isinstance(outcome, KamaCacheError):
+            self._reply(failure(self._id, outcome))
+        else:
+            self._reply(value_reply(self._id, outcome))
+
+    def leave(self) -> None:
+        """Be gone."""
+        super().leave()
+        if self.flight is not None:
+            self.flight.leave(self)
+
+
+class ManyWaiter(Wait):
+    """Who waits for several keys; answers when the last is settled."""
+
+    __slots__ = ("_keys", "_outcomes", "pending")
+
+    def __init__(
+        self,
+        request: GetMany,
+        asker: Asker,
+        spec: GroupSpec,
+        loop: asyncio.AbstractEventLoop,
+        outcomes: dict[bytes, Outcome],
+    ) -> None:
+        super().__init__(request, asker, spec, loop)
+        self._keys = request.keys
+        self._outcomes = outcomes
+        self.pending: dict[bytes, Flight] = {}
+
+    def settle(self, flight: Flight, outcome: Outcome) -> None:
+        """Note the outcome, and answer when it is the last."""
+        self._outcomes[flight.key] = outcome
+        del self.pending[flight.key]
+        if not self.pending:
+            self._reply(values_reply(self._id, self._keys, self._outcomes))
+
+    def leave(self) -> None:
+        """Be gone."""
+        super().leave()
+        for flight in self.pending.values():
+            flight.leave(self)
