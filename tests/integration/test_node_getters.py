@@ -112,15 +112,15 @@ def traced(short_dir: Path, shm_root: Path) -> Iterator[Traced]:
             assert node.stop() == 0
 
 
-def group(name: str) -> kamacache.Group[Any]:
+def group(name: str) -> kamacache.Group:
     return kamacache.Group(name, fallback="error")
 
 
 def test_async_getter_runs_on_the_workers_loop_once_for_all(traced: Traced) -> None:
     one = group("one")
 
-    async def ask() -> list[object]:
-        return await asyncio.gather(*[one.aget("k") for _ in range(16)])
+    async def ask() -> list[Any]:
+        return list(await asyncio.gather(*[one.aget("k") for _ in range(16)]))
 
     answers: list[Any] = []
     threads = [threading.Thread(target=lambda: answers.append(one.get("k"))) for _ in range(8)]
