@@ -187,4 +187,3 @@ def _tell_size(spec: GroupSpec, workers: int) -> None:
             least=mib(total),
             workers=workers,
         )
-
