@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import threading
 import time
@@ -15,6 +16,8 @@ import pytest
 
 from kamacache.errors import DeadlineExceededError, LoadError, NodeUnavailableError
 from kamacache.limits import LINK_RESTART_WAIT_S
+from kamacache.local.alink import AsyncWorkerLinks
+from kamacache.local.exchange import LOST_MAX
 from kamacache.local.link import WorkerLinks, call_all
 from kamacache.wire.frames import FrameReader, frame
 from kamacache.wire.messages import (
@@ -171,6 +174,55 @@ def test_a_request_lost_with_its_worker_is_sent_once_more(short_dir: Path) -> No
         assert links.call(Set(group="g", key=b"k", value=b"v"), soon()) == Done(AnyId(), 1)
         assert len(seen) == 2
         links.close()
+
+
+@contextmanager
+def dying(folder: Path, deaths: int) -> Iterator[None]:
+    """Workers whose queue takes a connection each and that end without accepting it; then one."""
+    path = f"{folder}/worker-0.sock"
+
+    def listening() -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(f"{path}.new")
+        listener.listen()
+        os.rename(f"{path}.new", path)
+        return listener
+
+    def serve(listener: socket.socket) -> None:
+        for _ in range(deaths):
+            assert select.select([listener], [], [], 10)[0]
+            successor = listening()
+            listener.close()
+            listener = successor
+        with listener, listener.accept()[0] as connection:
+            reader = FrameReader()
+            while (body := reader.next()) is None:
+                reader.feed(connection.recv(1 << 16))
+            done(decode_request(body), connection)
+
+    thread = threading.Thread(target=serve, args=(listening(),))
+    thread.start()
+    yield
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_what_a_dying_worker_never_read_is_not_lost_by_it(short_dir: Path) -> None:
+    links = WorkerLinks(short_dir, 0)
+    with dying(short_dir, deaths=LOST_MAX + 2):
+        assert isinstance(links.call(Set(group="g", key=b"k", value=b"v"), soon()), Done)
+    links.close()
+    with dying(short_dir, deaths=LOST_MAX + 2):
+        pending = links.start(Set(group="g", key=b"k", value=b"v"), soon())
+        assert isinstance(links.finish(pending), Done)
+    links.close()
+
+
+async def test_what_a_dying_worker_never_read_is_not_lost_by_it_on_a_loop(short_dir: Path) -> None:
+    links = AsyncWorkerLinks(short_dir, 0)
+    with dying(short_dir, deaths=LOST_MAX + 2):
+        assert isinstance(await links.call(Set(group="g", key=b"k", value=b"v"), soon()), Done)
+    links.close()
 
 
 def test_a_load_that_kills_its_worker_twice_is_a_load_error(short_dir: Path) -> None:
