@@ -90,6 +90,7 @@ class Attachment:
 
     def _after_fork(self) -> None:
         self._lock = threading.Lock()
+        self._next_try_s = 0.0  # a thread of the parent may be in the middle of the present try
         if self._mapping is not None:
             self._mapping.after_fork()
 

@@ -267,3 +267,22 @@ def test_attach_group_is_for_commands(estate: Estate) -> None:
         assert node.stop() == 0
     with pytest.raises(NodeUnavailableError):
         engine.set(b"k", b"1", None, None)
+
+
+def test_child_forked_while_a_thread_attaches_finds_the_node_itself(estate: Estate) -> None:
+    with estate.node() as node:
+        node.await_ready()
+        for _ in range(20):
+            kamacache.attach(estate.run_dir)
+            scores = group(fallback="error")
+            first = threading.Thread(target=scores.get, args=("k",))
+            first.start()
+            pid = os.fork()
+            if not pid:
+                try:
+                    os._exit(scores.get("k") != b"v-k")
+                finally:
+                    os._exit(99)
+            first.join(10)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert node.stop() == 0
