@@ -144,9 +144,9 @@ class Node:
         Raises `ConfigError` where this process cannot be forked or a setting is wrong, and
         `NodeUnavailableError` with the node's reason where it does not come up.
         """
-        self._check_forkable()
         if not self._groups:
             raise ConfigError("the node has no group; register_group() one first", setting="groups")
+        self._check_forkable()
         temporary = self._run_dir_given is None
         self._run_dir = self._run_dir_given or _temporary_run_dir()
         settings = NodeSettings(

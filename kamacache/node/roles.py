@@ -51,6 +51,8 @@ def become(
         # os._exit: the stack below us is the supervisor's (or the user's program's), and so are
         # its finally blocks and atexit functions.
         flush_streams()
+        if _is_dead(told.parent_pidfd):  # the watching thread would be cut short
+            _clean(told)
         os._exit(code)
 
 
@@ -99,14 +101,22 @@ def watch_supervisor(told: RoleContext) -> None:
 
 def _watch(told: RoleContext) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main thread's
-    poll = select.poll()
-    poll.register(told.parent_pidfd, select.POLLIN)
-    while not poll.poll():
+    while not _is_dead(told.parent_pidfd, wait_ms=None):
         pass
+    _clean(told)
+    os._exit(EXIT_ORPHANED)
+
+
+def _is_dead(pidfd: int, wait_ms: int | None = 0) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(wait_ms))
+
+
+def _clean(told: RoleContext) -> None:
     clean_orphaned(told.run_dir, told.description.epoch, told.description.shm_dir)
     if told.run_dir_is_temporary:
         shutil.rmtree(told.run_dir.path, ignore_errors=True)
-    os._exit(EXIT_ORPHANED)
 
 
 def import_shared() -> None:

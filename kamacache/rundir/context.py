@@ -99,12 +99,9 @@ class RoleContext:
             os.write(self.words_fd, word.encode()[:LINE_BYTES_MAX] + b"\n")
 
     def hear(self) -> list[str]:
-        """Return the supervisor's words, some at least: for when the descriptor is readable.
-
-        `WORD_END` when the supervisor is gone.
-        """
+        """Return the supervisor's words, for when the descriptor is readable; none: it is gone."""
         try:
             heard = os.read(self.words_fd, LINE_BYTES_MAX)
         except OSError:
             heard = b""
-        return heard.decode(errors="replace").split() or [WORD_END]
+        return heard.decode(errors="replace").split()

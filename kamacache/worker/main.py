@@ -210,7 +210,12 @@ class Worker:
     # -- end -------------------------------------------------------------------------------
 
     def _on_words(self) -> None:
-        for word in self._context.hear():
+        words = self._context.hear()
+        if not words:
+            # The supervisor is dead. The thread that watches it ends this process, when it has
+            # removed the files: ending here would cut it short.
+            self._loop.remove_reader(self._context.words_fd)
+        for word in words:
             if word == WORD_DRAIN:
                 self._handlers.draining = True
                 self._stopping.set()

@@ -76,6 +76,7 @@ def child(number):
 
 threads = [threading.Thread(target=work, args=(f"thread{at}",)) for at in range(THREADS)]
 threads += [threading.Thread(target=awork, args=("task",))]
+group.set("attached", b"1")  # attached before the first fork
 for thread in threads:
     thread.start()
 pids = []
