@@ -19,6 +19,9 @@ else:  # not Linux: single-instance mode and the remote client only
 
 VERSION_BITS: Final = 56  # units of 256 ns since 1970: to the year 2554
 VERSION_MAX: Final = (1 << VERSION_BITS) - 1
+STAMP_SHIFT: Final = 8
+_STAMP_STEP: Final = 1 << STAMP_SHIFT
+_STAMP_MASK: Final = -_STAMP_STEP
 
 
 def boottime_ms() -> int:
@@ -30,25 +33,41 @@ class HybridClock:
     """Issues versions that never go back: the wall clock in units of 256 ns, or the last plus one.
 
     Source: Kulkarni et al., "Logical Physical Clocks", 2014; one field serves as time and counter,
-    which is finer than a writer can write. Not safe for threads; the single writer of a shard
-    owns it.
+    which is finer than a writer can write. A *stamp* is a version as records hold it, shifted left
+    by `STAMP_SHIFT`: nanoseconds with 8 low bits of zero. Not safe for threads; the single writer
+    of a shard owns it.
     """
 
-    __slots__ = ("_wall_ns", "last")
+    __slots__ = ("_wall_ns", "stamp")
 
     def __init__(self, last: int = 0, *, wall_ns: Callable[[], int] = time.time_ns) -> None:
-        self.last = last
+        self.stamp = last << STAMP_SHIFT
         self._wall_ns = wall_ns
+
+    @property
+    def last(self) -> int:
+        """The greatest version issued or observed."""
+        return self.stamp >> STAMP_SHIFT
 
     def next(self) -> int:
         """Return a version greater than every one issued or observed before."""
-        version = self._wall_ns() >> 8
-        if version <= self.last:
-            version = self.last + 1
-        self.last = version
-        return version
+        return self.stamps(1) >> STAMP_SHIFT
+
+    def stamps(self, count: int) -> int:
+        """Return the first of ``count`` stamps in a row, all greater than those before."""
+        first = self._wall_ns() & _STAMP_MASK
+        if first <= self.stamp:
+            first = self.stamp + _STAMP_STEP
+        self.stamp = first + (count - 1) * _STAMP_STEP if count > 1 else first
+        return first
 
     def observe(self, version: int) -> None:
-        """Take note of a version from elsewhere, so that later ones are greater."""
+        """Take note of a version from elsewhere, so that later ones are greater.
+
+        Raises OverflowError for one that no clock issues before the year 2554: it would leave
+        no room for later ones.
+        """
+        if not 0 <= version <= VERSION_MAX:
+            raise OverflowError(f"version {version} is not of {VERSION_BITS} bits")
         if version > self.last:
-            self.last = version
+            self.stamp = version << STAMP_SHIFT

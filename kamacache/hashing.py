@@ -3,13 +3,17 @@
 *Process*: all that hold a shard's mapping. xxh3-64 of the key's bytes, seeded at random per node
 so that no client can aim at one bucket::
 
-    63            48 47            32 31                              0
-    +---------------+----------------+--------------------------------+
-    | tag (16)      | worker (16)    | home slot (32)                 |
-    +---------------+----------------+--------------------------------+
+    63                48 47                          30 29             0
+    +-------------------+-----------------------------+-----------------+
+    | tag (16)          | second slot (18 .. 47)      | home slot (30)  |
+    +-------------------+-----------------------------+-----------------+
 
-A field f of b bits selects one of n as ``f * n >> b``, which needs no power of two. The hot paths
-of `kamacache.store.reader` spell these expressions out, since a call costs more than the hash.
+A field f of b bits selects one of n as ``f * n >> b``, which needs no power of two and is decided
+by the field's high bits. So the tag may also choose the worker (of 8 workers each sees 13 bits of
+tag that differ), and the second slot's low bits, which only tables of more than 262,144 slots look
+at, may be the home slot's high ones. All fields are at most 30 bits: CPython calculates with those
+at half the cost of larger numbers. The hot paths of `kamacache.store` spell these expressions
+out, since a call costs more than the hash.
 """
 
 from __future__ import annotations
@@ -24,18 +28,14 @@ def shard_hash(key: bytes, seed: int) -> int:
 
 def worker_of(digest: int, workers: int) -> int:
     """Return the worker, 0 to ``workers - 1``, that owns a key of this hash."""
-    return (digest >> 32 & 0xFFFF) * workers >> 16
+    return (digest >> 48) * workers >> 16
 
 
 def home_slot(digest: int, slots: int) -> int:
     """Return the slot where an entry of this hash is looked for first."""
-    return (digest & 0xFFFFFFFF) * slots >> 32
+    return (digest & 0x3FFFFFFF) * slots >> 30
 
 
 def second_slot(digest: int, slots: int) -> int:
-    """Return the slot of the second choice: the home's bits, mixed with the tag's.
-
-    Not the worker's bits: those are nearly equal for all keys of one shard. The constant is
-    MurmurHash2's multiplier (Austin Appleby), odd and of 31 bits.
-    """
-    return ((digest ^ (digest >> 48) * 0x5BD1E995) & 0xFFFFFFFF) * slots >> 32
+    """Return the slot of the second choice."""
+    return (digest >> 18 & 0x3FFFFFFF) * slots >> 30

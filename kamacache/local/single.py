@@ -100,11 +100,10 @@ class SingleEngine:
     ) -> None:
         """Keep several values; one that is too large raises before any is kept."""
         with self._lock:
-            for key, value in items.items():
-                self._writer.check_size(key, value)
-            expiry_ms = self._expiry_ms(ttl_ms)
-            for key, value in items.items():
-                self._put(key, value, expiry_ms)
+            self._writer.put_many(list(items.items()), self._expiry_ms(ttl_ms))
+            for key in items:
+                self._table.detach(key)
+            self._counts["sets"] += len(items)
             self._maintain()
 
     def delete(self, key: bytes, deadline_s: float | None) -> bool:

@@ -56,6 +56,7 @@ def make_batch_lookup(
     workers = len(shards)
     xxh, seed, tag_shift, place_mask = xxh3_64_intdigest, hash_seed, TAG_SHIFT, PLACE_MASK
     header_bytes, plain_mask, value_shift = RECORD_HEADER_BYTES, PLAIN_MASK, VALUE_LENGTH_SHIFT
+    hottest = touch[255]
     hits = 0
 
     def get(keys: Iterable[bytes]) -> list[Answer]:
@@ -65,10 +66,11 @@ def make_batch_lookup(
         passed_on = 0
         for key in keys:
             digest = xxh(key, seed)
-            data, words, index, access, slots = shards[(digest >> 32 & 0xFFFF) * workers >> 16]
-            slot = (digest & 0xFFFFFFFF) * slots >> 32
+            tag = digest >> tag_shift
+            data, words, index, access, slots = shards[tag * workers >> 16]
+            slot = (digest & 0x3FFFFFFF) * slots >> 30
             word = index[slot]
-            if word >> tag_shift == digest >> tag_shift:
+            if word >> tag_shift == tag:
                 place = word & place_mask
                 head = words[place]
                 length = len(key)
@@ -79,10 +81,8 @@ def make_batch_lookup(
                     value = data[end : end + (head >> value_shift)]
                     # The copies were of a record that this word named; does it still?
                     if index[slot] == word:
-                        level = access[slot]
-                        touched = touch[level]
-                        if level != touched:
-                            access[slot] = touched
+                        if access[slot] != hottest:
+                            access[slot] = touch[access[slot]]
                         append(value)
                         continue
             append(one(key))

@@ -12,20 +12,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from kamacache.clock import boottime_s
+from kamacache.clock import STAMP_SHIFT, boottime_s
 from kamacache.hashing import home_slot, shard_hash, worker_of
 from kamacache.store.arena import Arena
 from kamacache.store.layout import (
-    EXPIRY_SHIFT,
     FLAG_NEGATIVE,
     KEY_LENGTH_MASK,
     PLACE_MASK,
     RECORD_HEADER_BYTES,
     VALUE_LENGTH_SHIFT,
+    expiry_of,
 )
 from kamacache.store.reader import NEGATIVE, Negative, elsewhere
-
-VERSION_SHIFT = 8  # of a record's word 2; below it are bits of the slot
 
 
 class Entry(NamedTuple):
@@ -70,8 +68,8 @@ def make_entry_lookup(
                 slot, word, place, head, at = found
             start = at + len(key)
             value = bytes(data[start : start + (head >> VALUE_LENGTH_SHIFT)])
-            expiry_ms = words[place + 1] >> EXPIRY_SHIFT
-            version = words[place + 2] >> VERSION_SHIFT
+            expiry_ms = expiry_of(words, place)
+            version = words[place + 2] >> STAMP_SHIFT
             now_ms = clock_s() * 1000
             if serve_until is not None and now_ms >= serve_until[0]:
                 return None

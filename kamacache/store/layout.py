@@ -21,9 +21,13 @@ An index word; 0 is an empty slot, and no entry's word is 0 since generations be
 
 A record: three words, then key and value, the whole padded to 8 bytes::
 
-    word 0   value length (24) | checksum (24) | flags (5) | key length (11)
-    word 1   expiry, CLOCK_BOOTTIME ms, 0 = never (40) | low bits of the slot (24)
-    word 2   version (56) | high bits of the slot (8)
+    word 0   value length (32) | checksum (16) | flags (5) | key length (11)
+    word 1   low bits of the expiry (32) | slot (32)
+    word 2   version (56) | high bits of the expiry (8)
+
+The expiry is in ms of CLOCK_BOOTTIME, 0 for never. Fields lie where `struct` packs them without
+arithmetic on numbers above 30 bits. The checksum (of the value, seeded with the key's hash and the
+version) is for machines whose memory order does not prove reads whole; x86-64 needs none.
 
 The record names its slot so that eviction needs no hash and no probe; a key keeps its slot for
 as long as it is in the shard. With no flag set, word 0's low 16 bits are the key's length: the
@@ -48,7 +52,7 @@ MAGIC: Final = int.from_bytes(b"\xff\xffKSHARD", "little")
 H_MAGIC: Final = 0
 H_FORMAT: Final = 1
 H_IDENTITY: Final = 2  # hash of group, boot, geometry, seed, policy: see `Geometry.identity`
-H_VERSION: Final = 3  # high-water mark of the hybrid logical clock
+H_STAMP: Final = 3  # high-water mark of the hybrid logical clock, as a stamp
 H_ORDER: Final = 4  # order number of the newest segment
 H_HEARTBEAT: Final = 5  # CLOCK_BOOTTIME ms of the writer's last maintenance
 H_COUNTERS: Final = 16  # first of the counters below
@@ -75,26 +79,28 @@ BUCKET_SLOTS: Final = 8
 SHARD_BYTES_MAX: Final = (PLACE_MASK + 1) * 8  # 64 GiB: what a place can name
 
 # Records.
-RECORD_HEADER: Final = struct.Struct("<QQQ")
+RECORD_HEADER: Final = struct.Struct("<HHIIIQ")  # of six fields, lowest first
 RECORD_HEADER_BYTES: Final = 24
 FLAG_EXPIRES: Final = 1 << 11
 FLAG_NEGATIVE: Final = 1 << 12
 KEY_LENGTH_MASK: Final = (1 << 11) - 1
 PLAIN_MASK: Final = 0xFFFF  # key length and flags together
-CHECKSUM_SHIFT: Final = 16
-CHECKSUM_MASK: Final = 0xFFFFFF
-VALUE_LENGTH_SHIFT: Final = 40
-EXPIRY_SHIFT: Final = 24
+CHECKSUM_MASK: Final = 0xFFFF
+VALUE_LENGTH_SHIFT: Final = 32
+SLOT_MASK: Final = 0xFFFFFFFF
+EXPIRY_LOW_SHIFT: Final = 32
+EXPIRY_LOW_MASK: Final = 0xFFFFFFFF
+EXPIRY_HIGH_MASK: Final = 0xFF
 EXPIRY_MS_MAX: Final = (1 << 40) - 1
-SLOT_LOW_MASK: Final = 0xFFFFFF
-SLOT_HIGH_MASK: Final = 0xFF
 
 # Segment table: four words a segment.
 SEGMENT_WORDS: Final = 4
-S_STATE: Final = 0  # generation (16) | class (8) | state (8)
-S_ORDER: Final = 1
-S_FILL: Final = 2  # bytes used (32) | bytes of live records (32)
+S_STATE: Final = 0  # order (32) | generation (16) | class (8) | state (8)
+S_USED: Final = 1  # bytes of records, from the segment's first
+S_DEAD: Final = 2  # of these, bytes of records that no index word names any more
 S_EXPIRY: Final = 3  # latest expiry in ms; NEVER when any record has none
+ORDER_SHIFT: Final = 32
+GENERATION_MASK: Final = 0xFFFF
 NEVER: Final = (1 << 64) - 1
 STATE_FREE: Final = 0
 STATE_OPEN: Final = 1
@@ -109,6 +115,12 @@ SEGMENTS_MAX: Final = 16_384  # ... up to this many
 INDEX_LOAD: Final = 0.75
 LOG_LIVE_SHARE: Final = 0.97  # of the log; the rest is the open segment's tail and the reserve
 PADDING_BYTES_MEAN: Final = 3.5
+
+
+def expiry_of(words: memoryview[int], place: int) -> int:
+    """Return the expiry in ms of the record at a place; 0 for never."""
+    high = words[place + 2] & EXPIRY_HIGH_MASK
+    return words[place + 1] >> EXPIRY_LOW_SHIFT | high << EXPIRY_LOW_SHIFT
 
 
 def padded(count: int) -> int:

@@ -27,7 +27,6 @@ from kamacache.limits import NEAR_VALID_MS_MAX
 from kamacache.store.arena import Arena
 from kamacache.store.layout import (
     BUCKET_SLOTS,
-    EXPIRY_SHIFT,
     FLAG_NEGATIVE,
     HEADER_WORDS,
     KEY_LENGTH_MASK,
@@ -36,6 +35,7 @@ from kamacache.store.layout import (
     RECORD_HEADER_BYTES,
     TAG_SHIFT,
     VALUE_LENGTH_SHIFT,
+    expiry_of,
 )
 from kamacache.store.near import VALUE_BYTES_MAX, NearCache
 
@@ -143,12 +143,13 @@ def make_lookup(  # noqa: C901 - see the module
             else:  # slow says what is wrong with it
                 return slow(key, None, default, timeout)
             digest = xxh(kb, seed)
-            data, words, index, access, slots = shards[(digest >> 32 & 0xFFFF) * workers >> 16]
-            slot = (digest & 0xFFFFFFFF) * slots >> 32
+            tag = digest >> tag_shift
+            data, words, index, access, slots = shards[tag * workers >> 16]
+            slot = (digest & 0x3FFFFFFF) * slots >> 30
             length = len(kb)
             word = index[slot]
             if (
-                (word ^ digest) >> tag_shift
+                word >> tag_shift != tag
                 or (head := words[place := word & place_mask]) & key_mask != length
                 or data[(at := (place << 3) + header_bytes) : at + length] != kb
             ):
@@ -170,7 +171,7 @@ def make_lookup(  # noqa: C901 - see the module
                     return slow(key, None, default, timeout)
             until_s = allowed_until_s
             if head & plain_mask != length:  # it expires, or says "not found"
-                expiry_ms = words[place + 1] >> EXPIRY_SHIFT
+                expiry_ms = expiry_of(words, place)
                 if expiry_ms:
                     expiry_s = expiry_ms / 1000
                     if not same_clock:

@@ -16,21 +16,22 @@ from collections import deque
 
 from kamacache.store.arena import Arena
 from kamacache.store.layout import (
+    GENERATION_MASK,
     GENERATION_MAX,
     GENERATION_SHIFT,
     H_ORDER,
     NEVER,
+    ORDER_SHIFT,
+    S_DEAD,
     S_EXPIRY,
-    S_FILL,
-    S_ORDER,
     S_STATE,
+    S_USED,
     SEGMENT_WORDS,
     STATE_CLOSED,
     STATE_FREE,
     STATE_OPEN,
 )
 
-FILL_LIVE_MASK = 0xFFFFFFFF
 # A record that does not fit the open segment opens another one; the room left behind takes
 # smaller records as long as it is at least this share of a segment.
 _TAIL_WORTH = 64
@@ -42,12 +43,13 @@ _EXPIRING_PER_SEGMENT_MAX = 4
 class OpenSegment:
     """Where the next record of one class goes."""
 
-    __slots__ = ("end", "expiry", "position", "segment", "stamp", "table")
+    __slots__ = ("end", "expiry", "position", "segment", "stamp", "start", "table")
 
     def __init__(self, segment: int, table: int, position: int, end: int, generation: int) -> None:
         self.segment = segment
         self.table = table  # word of its row in the segment table
-        self.position = position  # byte of the data file
+        self.start = position  # byte of the data file
+        self.position = position
         self.end = end
         self.stamp = generation << GENERATION_SHIFT
         self.expiry = -1  # no record yet; 0 would pass for a first record that never expires
@@ -100,8 +102,8 @@ class SegmentLog:
             segment_class = min(state >> 8 & 0xFF, classes - 1)
             if state & 0xFF == STATE_OPEN:  # its writer died: abandoned as it stands
                 words[row + S_STATE] = state & ~0xFF | STATE_CLOSED
-            closed.append((words[row + S_ORDER], segment, segment_class))
-            self.live_bytes += words[row + S_FILL] & FILL_LIVE_MASK
+            closed.append((state >> ORDER_SHIFT, segment, segment_class))
+            self.live_bytes += self.live_of(segment)
             self._note_expiry(segment, words[row + S_EXPIRY])
         for _, segment, segment_class in sorted(closed):
             self.closed[segment_class].append(segment)
@@ -121,9 +123,14 @@ class SegmentLog:
         ``size`` is the padded size. Takes a free segment when none open has room: the caller
         keeps one (IndexError otherwise, a defect).
         """
-        current = self.open[segment_class]
-        if current is None or current.position + size > current.end:
-            current = self._with_room(segment_class, size)
+        current = self.with_room(segment_class, size)
+        return self.write(current, record, size, expiry_ms)
+
+    def write(self, current: OpenSegment, record: bytes, size: int, expiry_ms: int) -> int:
+        """As `append`, at the end of an open segment that has room for ``size`` bytes.
+
+        ``record`` may be several records of one expiry, each but the last padded.
+        """
         position = current.position
         words = self._words
         # Readers may copy these bytes meanwhile only through words of an older generation, which
@@ -134,36 +141,34 @@ class SegmentLog:
         if expiry_ms != current.expiry and current.expiry != NEVER:
             latest = max(expiry_ms, current.expiry) if expiry_ms else NEVER
             words[row + S_EXPIRY] = current.expiry = latest
-        words[row + S_FILL] += size << 32 | size
+        # Before the caller stores an index word: whoever walks the segment finds its record.
+        words[row + S_USED] = current.position - current.start
         self.live_bytes += size
         return current.stamp | position >> 3
 
     def kill(self, place: int, size: int) -> None:
         """Count a record as dead; its index word no longer points at it."""
         segment = ((place << 3) - self._log_offset) // self._segment_bytes
-        fill = self._table + segment * SEGMENT_WORDS + S_FILL
-        word = self._words[fill]
-        if word & FILL_LIVE_MASK >= size:  # else a crashed writer left the count low
-            self._words[fill] = word - size
-            self.live_bytes -= size
+        self._words[self._table + segment * SEGMENT_WORDS + S_DEAD] += size
+        self.live_bytes -= size
 
-    def _with_room(self, segment_class: int, size: int) -> OpenSegment:
-        tail = self._tails[segment_class]
-        if tail is not None and tail.position + size <= tail.end:
-            return tail
+    def with_room(self, segment_class: int, size: int) -> OpenSegment:
+        """Return an open segment with room; takes a free one where none has any."""
+        for current in (self.open[segment_class], self._tails[segment_class]):
+            if current is not None and current.position + size <= current.end:
+                return current
         current = self.open[segment_class]
         if current is not None:
             self._retire(segment_class, current)
         segment = self.free.popleft()
         words = self._words
         row = self._table + segment * SEGMENT_WORDS
-        generation = words[row + S_STATE] >> 16 or 1
+        generation = words[row + S_STATE] >> 16 & GENERATION_MASK or 1
         start = self._log_offset + segment * self._segment_bytes
-        words[row + S_FILL] = 0
-        words[row + S_EXPIRY] = 0
+        words[row + S_DEAD] = words[row + S_USED] = words[row + S_EXPIRY] = 0
         words[H_ORDER] = order = words[H_ORDER] + 1
-        words[row + S_ORDER] = order
-        words[row + S_STATE] = generation << 16 | segment_class << 8 | STATE_OPEN
+        state = segment_class << 8 | STATE_OPEN
+        words[row + S_STATE] = order << ORDER_SHIFT | generation << 16 | state
         self.open[segment_class] = opened = OpenSegment(
             segment, row, start, start + self._segment_bytes, generation
         )
@@ -176,11 +181,10 @@ class SegmentLog:
         record ever fits into it, its own would never be evicted.
         """
         tail = self._tails[segment_class]
-        if tail is not None:
-            words = self._words
-            if words[H_ORDER] - words[tail.table + S_ORDER] >= _TAIL_SEGMENTS_MAX:
-                self._close(segment_class, tail)
-                tail = self._tails[segment_class] = None
+        age = 0 if tail is None else self._words[H_ORDER] - self._order_of(tail.segment)
+        if tail is not None and age >= _TAIL_SEGMENTS_MAX:
+            self._close(segment_class, tail)
+            tail = self._tails[segment_class] = None
         room = current.end - current.position
         if room * _TAIL_WORTH >= self._segment_bytes and (
             tail is None or room >= tail.end - tail.position
@@ -195,14 +199,10 @@ class SegmentLog:
         state = words[current.table + S_STATE]
         words[current.table + S_STATE] = state & ~0xFF | STATE_CLOSED
         self._note_expiry(current.segment, words[current.table + S_EXPIRY])
-        order = words[current.table + S_ORDER]
+        order = self._order_of(current.segment)
         closed = self.closed[segment_class]
-        if closed and words[self._table + closed[-1] * SEGMENT_WORDS + S_ORDER] > order:
-            at = next(
-                i
-                for i, other in enumerate(closed)
-                if words[self._table + other * SEGMENT_WORDS + S_ORDER] > order
-            )
+        if closed and self._order_of(closed[-1]) > order:
+            at = next(i for i, other in enumerate(closed) if self._order_of(other) > order)
             closed.insert(at, current.segment)
         else:
             closed.append(current.segment)
@@ -213,8 +213,8 @@ class SegmentLog:
         """Return first byte, end of the used bytes, and the generation's part of index words."""
         row = self._table + segment * SEGMENT_WORDS
         start = self._log_offset + segment * self._segment_bytes
-        used = self._words[row + S_FILL] >> 32
-        stamp = (self._words[row + S_STATE] >> 16) << GENERATION_SHIFT
+        used = self._words[row + S_USED]
+        stamp = (self._words[row + S_STATE] >> 16 & GENERATION_MASK) << GENERATION_SHIFT
         return start, start + min(used, self._segment_bytes), stamp
 
     def places(self, segment: int) -> tuple[int, int]:
@@ -232,7 +232,11 @@ class SegmentLog:
 
     def live_of(self, segment: int) -> int:
         """Return the bytes of live records in a segment."""
-        return self._words[self._table + segment * SEGMENT_WORDS + S_FILL] & FILL_LIVE_MASK
+        row = self._table + segment * SEGMENT_WORDS
+        return max(self._words[row + S_USED] - self._words[row + S_DEAD], 0)
+
+    def _order_of(self, segment: int) -> int:
+        return self._words[self._table + segment * SEGMENT_WORDS + S_STATE] >> ORDER_SHIFT
 
     def emptiest(self) -> int | None:
         """Return the closed segment with the fewest live bytes, or None."""
@@ -259,10 +263,12 @@ class SegmentLog:
         words = self._words
         row = self._table + segment * SEGMENT_WORDS
         state = words[row + S_STATE]
-        self.live_bytes -= words[row + S_FILL] & FILL_LIVE_MASK
+        self.live_bytes -= self.live_of(segment)
         self.closed[min(state >> 8 & 0xFF, len(self.closed) - 1)].remove(segment)
-        generation = (state >> 16) % GENERATION_MAX + 1
-        words[row + S_FILL] = 0
+        generation = (state >> 16 & GENERATION_MASK) % GENERATION_MAX + 1
+        # Never fewer live bytes than there are, at whichever store a crash comes.
+        words[row + S_DEAD] = 0
+        words[row + S_USED] = 0
         # The generation rises only now, after the words: a crash before this line leaves a
         # closed segment without live records, which is freed again later.
         words[row + S_STATE] = generation << 16 | STATE_FREE
@@ -272,7 +278,7 @@ class SegmentLog:
         if 0 < latest_ms < NEVER:
             heap = self._expiring
             row = self._table + segment * SEGMENT_WORDS
-            generation = self._words[row + S_STATE] >> 16
+            generation = self._words[row + S_STATE] >> 16 & GENERATION_MASK
             heapq.heappush(heap, (latest_ms, segment, generation))
             if len(heap) > _EXPIRING_PER_SEGMENT_MAX * self._arena.geometry.segments:
                 # Segments that were evicted long before their time: at most one a segment stays.
@@ -284,7 +290,7 @@ class SegmentLog:
         row = self._table + segment * SEGMENT_WORDS
         state = self._words[row + S_STATE]
         return (
-            state >> 16 == generation
+            state >> 16 & GENERATION_MASK == generation
             and state & 0xFF == STATE_CLOSED
             and self._words[row + S_EXPIRY] == latest_ms
         )

@@ -9,39 +9,37 @@ gone with one aligned store, and never comes back, since nothing is rebuilt from
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
-from kamacache.clock import HybridClock, boottime_ms
+from kamacache.clock import STAMP_SHIFT, HybridClock, boottime_ms
 from kamacache.errors import ValueTooLargeError
-from kamacache.hashing import second_slot
 from kamacache.store.arena import Arena
 from kamacache.store.eviction import S3FifoPolicy, Verdict, make_policy, touch_of
+from kamacache.store.index import ShardIndex
 from kamacache.store.layout import (
-    BUCKET_SLOTS,
     CHECKSUM_MASK,
-    CHECKSUM_SHIFT,
     COUNTERS,
+    EXPIRY_LOW_MASK,
+    EXPIRY_LOW_SHIFT,
     EXPIRY_MS_MAX,
-    EXPIRY_SHIFT,
     FLAG_EXPIRES,
     FLAG_NEGATIVE,
     H_COUNTERS,
     H_HEARTBEAT,
-    H_VERSION,
-    HEADER_WORDS,
+    H_STAMP,
     KEY_LENGTH_MASK,
     PLACE_MASK,
     RECORD_HEADER,
     RECORD_HEADER_BYTES,
-    SLOT_HIGH_MASK,
-    SLOT_LOW_MASK,
+    SLOT_MASK,
     TAG_SHIFT,
     VALUE_LENGTH_SHIFT,
+    expiry_of,
 )
-from kamacache.store.reader import Answer, elsewhere, make_lookup
+from kamacache.store.reader import Answer, make_lookup
 from kamacache.store.recovery import adopt_slots, purge
 from kamacache.store.segments import SegmentLog
 
@@ -55,7 +53,8 @@ _COMPACT_BELOW: Final = 0.85
 _VICTIMS_MAX: Final = 16
 _MAINTAIN_SEGMENTS_MAX: Final = 64
 _WORD_MASK: Final = (1 << TAG_SHIFT) - 1
-_NOT_CHOSEN: Final = -1
+_RUN_SHARE: Final = 8  # a run of put_many takes at most this part of a segment
+_PADDING: Final = tuple(bytes(count) for count in range(8))
 _DROP_ALL: Final[list[Verdict]] = [None] * 256
 
 
@@ -77,13 +76,17 @@ class ShardWriter:
         self._clock_ms = clock_ms
         self._data = arena.data
         self._words = arena.words
-        self._index = arena.index
+        self._slots = arena.index
+        self._marks = adopt_slots(arena)
+        self._index = ShardIndex(arena, self._marks)
         self._access = arena.access
-        self._slots = arena.geometry.slots
         self._segment_bytes = arena.geometry.segment_bytes
         self._log = SegmentLog(arena, 2 if eviction == "s3fifo" else 1)
         self._policy = make_policy(eviction, arena, self._log)
-        self._versions = HybridClock(self._words[H_VERSION])
+        self._one_class = self._policy.classes == 1
+        self._fresh, self._hottest = self._policy.fresh, self._policy.touch[255]
+        self._run_bytes_max = self._segment_bytes // _RUN_SHARE
+        self._versions = HybridClock(self._words[H_STAMP] >> STAMP_SHIFT)
         self._lookup = make_lookup(
             (arena,),
             hash_seed=hash_seed,
@@ -91,7 +94,7 @@ class ShardWriter:
             clock_s=lambda: clock_ms() / 1000,
         )
         self._compact_below = int(arena.geometry.log_bytes * _COMPACT_BELOW)
-        self.items = adopt_slots(arena)
+        self.items = len(self._marks) - self._marks.count(0)
         self._puts = 0
         self._counts = dict.fromkeys(COUNTERS, 0)
 
@@ -121,69 +124,147 @@ class ShardWriter:
         if size > self._segment_bytes:
             self.check_size(key, value)
         digest = xxh3_64_intdigest(key, self._seed)
-        slot, old_word = self._slot_of(key, digest)
+        slot, old_word = self._index.find(key, digest)
         words, segments = self._words, self._log
-        if old_word:
-            segment_class = segments.class_at(old_word & PLACE_MASK)
-            if version is not None and words[(old_word & PLACE_MASK) + 2] >> 8 >= version:
-                return False
-        else:
-            segment_class = self._policy.admit(digest)
+        if (
+            version is not None
+            and old_word
+            and words[(old_word & PLACE_MASK) + 2] >> STAMP_SHIFT >= version
+        ):
+            return False
+        segment_class = 0 if self._one_class else self._class_for(digest, old_word)
         current = segments.open[segment_class]
         if current is None or current.position + size > current.end:
             self._make_room(segment_class, size)
-            slot, old_word = self._slot_of(key, digest)  # the entry may have moved or gone
+            current = segments.with_room(segment_class, size)
+            slot, old_word = self._index.find(key, digest)  # the entry may have moved or gone
+        flags = key_bytes
         if expiry_ms:
             if expiry_ms <= self._clock_ms():
                 if old_word:
                     self._drop(slot, old_word & PLACE_MASK)
                 return False
             expiry_ms = min(expiry_ms, EXPIRY_MS_MAX)
-            key_bytes |= FLAG_EXPIRES
+            flags |= FLAG_EXPIRES
         if negative:
-            key_bytes |= FLAG_NEGATIVE
+            flags |= FLAG_NEGATIVE
         if version is None:
-            words[H_VERSION] = version = self._versions.next()
+            words[H_STAMP] = stamp = self._versions.stamps(1)
         else:
             self._versions.observe(version)
-            words[H_VERSION] = self._versions.last  # a later version may have been seen before
+            stamp = version << STAMP_SHIFT
+            words[H_STAMP] = self._versions.stamp  # a later version may have been seen before
         if slot < 0:
             slot = self._free_slot(digest)
-        body = key + value
-        record = (
-            RECORD_HEADER.pack(
-                len(value) << VALUE_LENGTH_SHIFT
-                | (xxh3_64_intdigest(body, version) & CHECKSUM_MASK) << CHECKSUM_SHIFT
-                | key_bytes,
-                expiry_ms << EXPIRY_SHIFT | slot & SLOT_LOW_MASK,
-                version << 8 | slot >> 24,
+        header = RECORD_HEADER.pack(
+            flags,
+            xxh3_64_intdigest(value, digest ^ stamp) & CHECKSUM_MASK,
+            len(value),
+            slot,
+            expiry_ms & EXPIRY_LOW_MASK,
+            stamp | expiry_ms >> EXPIRY_LOW_SHIFT,
+        )
+        word = segments.write(current, header + key + value, size, expiry_ms)
+        self._publish(slot, digest >> TAG_SHIFT, word, old_word)
+        return True
+
+    def put_many(self, items: Sequence[tuple[bytes, bytes]], expiry_ms: int = 0) -> None:
+        """Store values of distinct keys, as `put` does one by one, at about half its cost.
+
+        Records of one run are written together and published after that, one word each. Raises
+        `ValueTooLargeError` before anything is stored.
+        """
+        for key, value in items:
+            if len(key) + len(value) > self._segment_bytes - RECORD_HEADER_BYTES:
+                self.check_size(key, value)
+        if not self._one_class or 0 < expiry_ms <= self._clock_ms():
+            for key, value in items:
+                self.put(key, value, expiry_ms)
+            return
+        run: list[tuple[bytes, bytes]] = []
+        run_bytes = 0
+        for item in items:
+            size = (RECORD_HEADER_BYTES + len(item[0]) + len(item[1]) + 7) & ~7
+            if run_bytes + size > self._run_bytes_max and run:
+                self._put_run(run, run_bytes, min(expiry_ms, EXPIRY_MS_MAX))
+                run, run_bytes = [], 0
+            run.append(item)
+            run_bytes += size
+        if run:
+            self._put_run(run, run_bytes, min(expiry_ms, EXPIRY_MS_MAX))
+
+    def _put_run(
+        self, items: Sequence[tuple[bytes, bytes]], run_bytes: int, expiry_ms: int
+    ) -> None:
+        """Write a run's records with one copy, then publish their words."""
+        segments, find, seed, xxh = self._log, self._index.find, self._seed, xxh3_64_intdigest
+        pack = RECORD_HEADER.pack
+        current = segments.open[0]
+        if current is None or current.position + run_bytes > current.end:
+            self._make_room(0, run_bytes)
+            current = segments.with_room(0, run_bytes)
+        place = current.position >> 3
+        stamp = self._versions.stamps(len(items))
+        flags = FLAG_EXPIRES if expiry_ms else 0
+        expiry_low, expiry_high = expiry_ms & EXPIRY_LOW_MASK, expiry_ms >> EXPIRY_LOW_SHIFT
+        records: list[bytes] = []
+        published: list[tuple[int, int, int, int]] = []
+        taken: set[int] = set()  # slots of this run, not to be seen in the index yet
+        left: list[tuple[bytes, bytes]] = []
+        for item in items:
+            key, value = item
+            digest = xxh(key, seed)
+            slot, old_word = find(key, digest)
+            if slot < 0 or slot in taken:
+                slot = self._free_slot(digest, taken)
+                if slot < 0:
+                    left.append(item)
+                    continue
+            taken.add(slot)
+            length = RECORD_HEADER_BYTES + len(key) + len(value)
+            checksum = xxh(value, digest ^ stamp) & CHECKSUM_MASK
+            header = pack(
+                flags | len(key), checksum, len(value), slot, expiry_low, stamp | expiry_high
             )
-            + body
-        )
-        word = digest >> TAG_SHIFT << TAG_SHIFT | segments.append(
-            segment_class, record, size, expiry_ms
-        )
-        self._puts += 1
+            records += (header, key, value, _PADDING[-length & 7])
+            published.append((slot, digest >> TAG_SHIFT, place, old_word))
+            place += (length + 7) >> 3
+            stamp += 1 << STAMP_SHIFT
+        run = b"".join(records)
+        if run:
+            segments.write(current, run, len(run), expiry_ms)
+            self._words[H_STAMP] = self._versions.stamp
+            publish, generation = self._publish, current.stamp
+            for slot, tag, place, old_word in published:
+                publish(slot, tag, generation | place, old_word)
+        for key, value in left:
+            self.put(key, value, expiry_ms)
+
+    def _publish(self, slot: int, tag: int, word: int, old_word: int) -> None:
+        """Let an index word name its record, which is written whole and counted as used."""
         if old_word:
             # From this store on every reader and near cache sees the new value.
-            self._index[slot] = word
-            segments.kill(old_word & PLACE_MASK, self._size_at(old_word & PLACE_MASK))
-            self._access[slot] = self._policy.touch[self._access[slot]]
+            self._slots[slot] = tag << TAG_SHIFT | word
+            place = old_word & PLACE_MASK
+            self._log.kill(place, self._size_at(place))
+            if self._access[slot] != self._hottest:
+                self._access[slot] = self._policy.touch[self._access[slot]]
         else:
-            self._access[slot] = self._policy.fresh
-            self._index[slot] = word
+            self._access[slot] = self._fresh
+            self._marks[slot] = tag & 0xFF or 1
+            self._slots[slot] = tag << TAG_SHIFT | word
             self.items += 1
-        return True
+        self._puts += 1
 
     def delete(self, key: bytes) -> bool:
         """Remove a key's entry; return whether a value (unexpired, not a "not found") was there."""
         digest = xxh3_64_intdigest(key, self._seed)
-        slot, word = self._slot_of(key, digest)
+        slot, word = self._index.find(key, digest)
         if not word:
             return False
         place = word & PLACE_MASK
         head = self._words[place]
-        expiry_ms = self._words[place + 1] >> EXPIRY_SHIFT
+        expiry_ms = expiry_of(self._words, place)
         alive = not head & FLAG_NEGATIVE and not 0 < expiry_ms <= self._clock_ms()
         self._drop(slot, place)
         self._counts["deletes"] += alive
@@ -191,13 +272,13 @@ class ShardWriter:
 
     def expiry_of(self, key: bytes) -> int:
         """Return the absolute expiry in ms of a key's entry; 0 for never, or no entry."""
-        _, word = self._slot_of(key, xxh3_64_intdigest(key, self._seed))
-        return self._words[(word & PLACE_MASK) + 1] >> EXPIRY_SHIFT if word else 0
+        _, word = self._index.find(key, xxh3_64_intdigest(key, self._seed))
+        return expiry_of(self._words, word & PLACE_MASK) if word else 0
 
     def version_of(self, key: bytes) -> int:
         """Return the version of a key's entry; 0 where there is none."""
-        _, word = self._slot_of(key, xxh3_64_intdigest(key, self._seed))
-        return self._words[(word & PLACE_MASK) + 2] >> 8 if word else 0
+        _, word = self._index.find(key, xxh3_64_intdigest(key, self._seed))
+        return self._words[(word & PLACE_MASK) + 2] >> STAMP_SHIFT if word else 0
 
     def check_size(self, key: bytes, value: bytes) -> None:
         """Raise `ValueTooLargeError` where the value can never be stored."""
@@ -211,64 +292,28 @@ class ShardWriter:
                 group=self.group,
             )
 
-    # -- the index -------------------------------------------------------------------------
+    # -- entries ---------------------------------------------------------------------------
 
-    def _slot_of(self, key: bytes, digest: int) -> tuple[int, int]:
-        """Return ``(slot, word)`` of the key's entry, or ``(a slot for it, 0)``.
+    def _class_for(self, digest: int, old_word: int) -> int:
+        """Return the class of segment for a record: its entry's, or what the policy admits to."""
+        if old_word:
+            return self._log.class_at(old_word & PLACE_MASK)
+        return self._policy.admit(digest)
 
-        The slot is `_NOT_CHOSEN` where `_free_slot` must find one, at another entry's expense
-        perhaps: nothing is evicted for a key that is only asked about.
-        """
-        index = self._index
-        slots = self._slots
-        home = (digest & 0xFFFFFFFF) * slots >> 32
-        word = index[home]
-        if word >> TAG_SHIFT == digest >> TAG_SHIFT:
-            place = word & PLACE_MASK
-            at = (place << 3) + RECORD_HEADER_BYTES
-            end = at + len(key)
-            if self._words[place] & KEY_LENGTH_MASK == len(key) and self._data[at:end] == key:
-                return home, word
-        # A bucket whose bytes do not hold the tag's two bytes does not hold the key.
-        tag = (digest >> TAG_SHIFT).to_bytes(2, "little")
-        second = second_slot(digest, slots)
-        first_byte = (HEADER_WORDS + (home & -BUCKET_SLOTS)) * 8
-        second_byte = (HEADER_WORDS + (second & -BUCKET_SLOTS)) * 8
-        data = self._data
-        if (
-            tag in data[first_byte : first_byte + BUCKET_SLOTS * 8]
-            or tag in data[second_byte : second_byte + BUCKET_SLOTS * 8]
-        ):
-            found = elsewhere(data, self._words, index, slots, digest, home, key)
-            if found is not None:
-                return found[0], found[1]
-        if not word:
-            return home, 0
-        if not index[second]:
-            return second, 0
-        return _NOT_CHOSEN, 0
-
-    def _free_slot(self, digest: int) -> int:
-        """Return an empty slot of a key's two buckets; if none, their stalest entry makes room."""
-        home = (digest & 0xFFFFFFFF) * self._slots >> 32
-        second = second_slot(digest, self._slots)
-        stalest, lowest = home, 256
-        for first in (home & -BUCKET_SLOTS, second & -BUCKET_SLOTS):
-            for slot in range(first, first + BUCKET_SLOTS):
-                if not self._index[slot]:
-                    return slot
-                level = self._access[slot]
-                if level < lowest:
-                    stalest, lowest = slot, level
-        self._drop(stalest, self._index[stalest] & PLACE_MASK)
-        self._counts["index_evictions"] += 1
-        self._counts["evictions"] += 1
-        return stalest
+    def _free_slot(self, digest: int, taken: Collection[int] = ()) -> int:
+        """Return an empty slot for a key, emptied by an eviction if there is none."""
+        slot, empty = self._index.choose(digest, taken)
+        if not empty and slot >= 0:
+            self._drop(slot, self._slots[slot] & PLACE_MASK)
+            self._counts["index_evictions"] += 1
+            self._counts["evictions"] += 1
+        return slot
 
     def _drop(self, slot: int, place: int) -> None:
         size = self._size_at(place)
-        self._index[slot] = 0
+        self._slots[slot] = 0
         self._access[slot] = 0
+        self._marks[slot] = 0
         self._log.kill(place, size)
         self.items -= 1
 
@@ -325,8 +370,8 @@ class ShardWriter:
         old bytes stay as they are until the segment is freed and reused.
         """
         segments, policy = self._log, self._policy
-        words, index, access, data = self._words, self._index, self._access, self._data
-        slots = self._slots
+        words, index, access, data = self._words, self._slots, self._access, self._data
+        slots, marks = len(index), self._marks
         segment_class = segments.class_of(victim)
         remembers = policy.remembers(segment_class)
         moved = dropped = expired = 0
@@ -339,19 +384,18 @@ class ShardWriter:
             if position + size > end:
                 dropped += self._purge(victim)
                 break
-            expiry_slot = words[place + 1]
-            slot = expiry_slot & SLOT_LOW_MASK | (words[place + 2] & SLOT_HIGH_MASK) << 24
+            slot = words[place + 1] & SLOT_MASK
             if slot >= slots:
                 dropped += self._purge(victim)
                 break
             word = index[slot]
             if word & _WORD_MASK == stamp | place:
-                expiry_ms = expiry_slot >> EXPIRY_SHIFT
+                expiry_ms = expiry_of(words, place) if head & FLAG_EXPIRES else 0
                 verdict = verdicts[access[slot]]
                 if 0 < expiry_ms <= now_ms:
                     expired += 1
                     index[slot] = 0
-                    access[slot] = 0
+                    access[slot] = marks[slot] = 0
                 elif verdict is not None:
                     target, level = verdict
                     record = data[position : position + size]
@@ -363,7 +407,7 @@ class ShardWriter:
                 else:
                     dropped += 1
                     index[slot] = 0
-                    access[slot] = 0
+                    access[slot] = marks[slot] = 0
                     if remembers:
                         at = position + RECORD_HEADER_BYTES
                         key = data[at : at + (head & KEY_LENGTH_MASK)]
@@ -379,6 +423,7 @@ class ShardWriter:
 
     def _purge(self, segment: int) -> int:
         dropped = purge(self.arena, *self._log.places(segment))
+        self._marks[:] = adopt_slots(self.arena)
         log.error(
             "group %s: segment %d holds a record that makes no sense; dropped its entries (%d)",
             self.group,
@@ -413,15 +458,14 @@ class ShardWriter:
 
     def walk(self) -> Iterator[tuple[bytes, bytes, int]]:
         """Yield ``(key, value, expiry_ms)`` of every entry, expired ones too; for diagnosis."""
-        for slot in range(self._slots):
-            word = self._index[slot]
+        for word in self._slots:
             if word:
                 place = word & PLACE_MASK
                 head = self._words[place]
                 at = (place << 3) + RECORD_HEADER_BYTES
                 middle = at + (head & KEY_LENGTH_MASK)
                 value = self._data[middle : middle + (head >> VALUE_LENGTH_SHIFT)]
-                yield self._data[at:middle], value, self._words[place + 1] >> EXPIRY_SHIFT
+                yield self._data[at:middle], value, expiry_of(self._words, place)
 
     def close(self) -> None:
         """Publish the counters and give up the lock; the files stay."""

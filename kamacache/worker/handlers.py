@@ -210,17 +210,19 @@ class Handlers:
         return Done(request.id, 1)
 
     def set_many(self, request: SetMany, asker: Asker) -> Reply:
-        """Store values in order; stops at the first that is refused."""
+        """Store values; one that is refused is an error before any is stored."""
         group = self.group(request.group)
-        _check_batch(len(request.items))
-        expiry_ms = group.expiry_after(request.ttl_ms)
-        put = group.shard.put
-        flights = group.flights
-        for key, value in request.items:
+        items = request.items
+        _check_batch(len(items))
+        keys = {key for key, _ in items}
+        for key in keys:
             if not 0 < len(key) <= KEY_BYTES_MAX:
                 raise _key_error(key)
-            put(key, value, expiry_ms)
-            if flights:
+        if len(keys) < len(items):
+            items = list(dict(items).items())  # the last value of a key counts
+        group.shard.put_many(items, group.expiry_after(request.ttl_ms))
+        if group.flights:
+            for key in keys:
                 group.loader.detach(key)
         return Done(request.id, len(request.items))
 

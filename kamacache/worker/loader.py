@@ -61,6 +61,9 @@ class Shard(Protocol):
     """What the loader and the handlers need of `kamacache.store.ShardWriter`."""
 
     def get(self, key: bytes) -> object: ...
+    def put_many(self, items: Sequence[tuple[bytes, bytes]], expiry_ms: int = 0) -> None:
+        """Store values of distinct keys; an error before any is stored."""
+
     def put(
         self, key: bytes, value: bytes, expiry_ms: int = 0, *, negative: bool = False
     ) -> bool: ...

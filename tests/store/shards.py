@@ -15,12 +15,12 @@ from kamacache.store.arena import private_arena
 from kamacache.store.eviction import touch_of
 from kamacache.store.layout import (
     PLACE_MASK,
-    S_FILL,
+    S_DEAD,
+    S_USED,
     SEGMENT_WORDS,
     Geometry,
     geometry,
 )
-from kamacache.store.segments import FILL_LIVE_MASK
 
 SEED = 0x5EED
 BOOT_ID = "4c1b0b3e-0000-4000-8000-000000000001"
@@ -101,7 +101,7 @@ def live_by_segment(arena: Arena) -> dict[int, int]:
         if word:
             place = word & PLACE_MASK
             head = arena.words[place]
-            size = (24 + (head & 0x7FF) + (head >> 40) + 7) & ~7
+            size = (24 + (head & 0x7FF) + (head >> 32) + 7) & ~7
             live[((place << 3) - sizes.log_offset) // sizes.segment_bytes] += size
     return live
 
@@ -110,8 +110,9 @@ def counted_by_segment(arena: Arena) -> dict[int, int]:
     """Return the live bytes that the segment table claims, by segment."""
     sizes = arena.geometry
     return {
-        segment: arena.words[sizes.table_word + segment * SEGMENT_WORDS + S_FILL] & FILL_LIVE_MASK
+        segment: arena.words[row + S_USED] - arena.words[row + S_DEAD]
         for segment in range(sizes.segments)
+        for row in (sizes.table_word + segment * SEGMENT_WORDS,)
     }
 
 

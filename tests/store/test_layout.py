@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from kamacache.clock import STAMP_SHIFT
 from kamacache.errors import ConfigError
 from kamacache.limits import KEY_BYTES_MAX
 from kamacache.store import layout
@@ -88,8 +89,33 @@ def test_the_fields_of_a_word_fill_it_without_overlap() -> None:
     assert generation | layout.PLACE_MASK | 0xFFFF << layout.TAG_SHIFT == (1 << 64) - 1
     head = (layout.KEY_LENGTH_MASK, layout.FLAG_EXPIRES, layout.FLAG_NEGATIVE)
     assert sum(head) == head[0] | head[1] | head[2] <= layout.PLAIN_MASK
-    assert layout.CHECKSUM_MASK << layout.CHECKSUM_SHIFT < 1 << layout.VALUE_LENGTH_SHIFT
-    assert layout.EXPIRY_MS_MAX << layout.EXPIRY_SHIFT < 1 << 64
+    assert layout.CHECKSUM_MASK == 0xFFFF
+    high = layout.EXPIRY_MS_MAX >> layout.EXPIRY_LOW_SHIFT
+    assert high == layout.EXPIRY_HIGH_MASK < 1 << STAMP_SHIFT
+    assert layout.RECORD_HEADER.size == layout.RECORD_HEADER_BYTES
+
+
+def test_a_packed_header_reads_back_field_by_field() -> None:
+    expiry = (1 << 39) + 12_345
+    packed = layout.RECORD_HEADER.pack(
+        5 | layout.FLAG_EXPIRES,
+        0xBEEF,
+        70_000,
+        0xFEDC_BA98,
+        expiry & 0xFFFFFFFF,
+        7 << 8 | expiry >> 32,
+    )
+    words = memoryview(packed).cast("Q")
+    assert words[0] & layout.KEY_LENGTH_MASK == 5
+    assert words[0] & layout.FLAG_EXPIRES
+    assert words[0] >> 16 & layout.CHECKSUM_MASK == 0xBEEF
+    assert words[0] >> layout.VALUE_LENGTH_SHIFT == 70_000
+    assert words[1] & layout.SLOT_MASK == 0xFEDC_BA98
+    assert layout.expiry_of(words, 0) == expiry
+    assert words[2] >> STAMP_SHIFT == 7
+
+
+def test_a_key_can_be_told_from_an_empty_slot() -> None:
     assert KEY_BYTES_MAX < layout.KEY_LENGTH_MASK
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from kamacache.clock import STAMP_SHIFT
 from kamacache.config import EVICTIONS
 from kamacache.errors import ValueTooLargeError
 from kamacache.hashing import home_slot, second_slot, shard_hash
@@ -19,7 +20,7 @@ from kamacache.store.layout import (
     EXPIRY_MS_MAX,
     GENERATION_MAX,
     GENERATION_SHIFT,
-    H_VERSION,
+    H_STAMP,
     PLACE_MASK,
     S_STATE,
     SEGMENT_WORDS,
@@ -123,7 +124,7 @@ def test_the_high_water_mark_of_versions_never_goes_back(shard: Shard) -> None:
     ahead = (1 << 56) - 1000
     shard.writer.put(b"a", b"v", version=ahead)
     shard.writer.put(b"b", b"v", version=7)
-    assert shard.arena.words[H_VERSION] == ahead
+    assert shard.arena.words[H_STAMP] >> STAMP_SHIFT == ahead
     successor = shard.open_writer()
     successor.put(b"a", b"w")
     assert successor.version_of(b"a") == ahead + 1
@@ -149,9 +150,9 @@ def crowd(shard: Shard, count: int) -> list[bytes]:
         key = b"%d" % number
         digest = shard_hash(key, SEED)
         buckets = {home_slot(digest, slots) & -8, second_slot(digest, slots) & -8}
-        if not wanted:
+        if not wanted and len(buckets) == 2:
             wanted = buckets
-        if buckets == wanted:
+        if wanted and buckets == wanted:
             found.append(key)
         if len(found) == count:
             return found
@@ -288,7 +289,6 @@ def test_generations_wrap_and_reads_stay_right(shard: Shard) -> None:
     [
         *((0, word) for word in (0, (1 << 64) - 1, 1 << 40 | 5, 0x7FF, 99 << 40 | 9)),
         (1, (1 << 64) - 1),  # a slot that does not exist
-        (2, (1 << 64) - 1),
     ],
 )
 def test_a_record_that_makes_no_sense_is_purged(
@@ -311,7 +311,9 @@ def test_a_record_that_makes_no_sense_is_purged(
             place = value & PLACE_MASK
             segment = ((place << 3) - sizes.log_offset) // sizes.segment_bytes
             row = sizes.table_word + segment * SEGMENT_WORDS
-            assert shard.arena.words[row + S_STATE] >> 16 == value >> 33 & GENERATION_MAX, slot
+            assert (
+                shard.arena.words[row + S_STATE] >> 16 & 0xFFFF == value >> 33 & GENERATION_MAX
+            ), slot
     assert writer.get(b"new-2999") == b"y" * 300
 
 

@@ -1,0 +1,95 @@
+"""The index as its writer works on it: finding a key's slot, choosing one for a new key.
+
+*Process*: the shard's worker. *Owns*: the choice of slots, and `marks`, a private byte a slot: 0
+for an empty one, else low bits of its tag. A key has two buckets of 8 slots; its home slot and
+its second slot are tried first, since a reader finds those without a search. That a key is in
+neither bucket, the usual answer for a new one, is seen from the marks with two short searches,
+where the shared words would take sixteen reads. The words themselves are stored by the writer,
+whose order of writes they end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final
+
+from kamacache.store.arena import Arena
+from kamacache.store.layout import (
+    BUCKET_SLOTS,
+    KEY_LENGTH_MASK,
+    PLACE_MASK,
+    RECORD_HEADER_BYTES,
+    TAG_SHIFT,
+)
+from kamacache.store.reader import elsewhere
+
+NOT_CHOSEN: Final = -1
+
+
+class ShardIndex:
+    """Answers where a key is, and where a new one can go."""
+
+    __slots__ = ("_access", "_data", "_slots", "_words", "marks", "words")
+
+    def __init__(self, arena: Arena, marks: bytearray) -> None:
+        self._data = arena.data
+        self._words = arena.words
+        self._access = arena.access
+        self._slots = arena.geometry.slots
+        self.words = arena.index
+        self.marks = marks
+
+    def find(self, key: bytes, digest: int) -> tuple[int, int]:
+        """Return ``(slot, word)`` of the key's entry, or ``(a slot for it, 0)``.
+
+        The slot is `NOT_CHOSEN` where `choose` must find one, at another entry's expense perhaps:
+        nothing is evicted for a key that is only asked about.
+        """
+        # The slots as in `kamacache.hashing`, spelled out.
+        tag = digest >> TAG_SHIFT
+        slots = self._slots
+        home = (digest & 0x3FFFFFFF) * slots >> 30
+        word = self.words[home]
+        if word >> TAG_SHIFT == tag:
+            place = word & PLACE_MASK
+            at = (place << 3) + RECORD_HEADER_BYTES
+            if (
+                self._words[place] & KEY_LENGTH_MASK == len(key)
+                and self._data[at : at + len(key)] == key
+            ):
+                return home, word
+        second = (digest >> 18 & 0x3FFFFFFF) * slots >> 30
+        mark = tag & 0xFF or 1
+        marks = self.marks
+        first_bucket, second_bucket = home & -BUCKET_SLOTS, second & -BUCKET_SLOTS
+        if (
+            mark in marks[first_bucket : first_bucket + BUCKET_SLOTS]
+            or mark in marks[second_bucket : second_bucket + BUCKET_SLOTS]
+        ):
+            found = elsewhere(self._data, self._words, self.words, slots, digest, home, key)
+            if found is not None:
+                return found[0], found[1]
+        if not marks[home]:
+            return home, 0
+        if not marks[second]:
+            return second, 0
+        return NOT_CHOSEN, 0
+
+    def choose(self, digest: int, taken: Collection[int] = ()) -> tuple[int, bool]:
+        """Return a slot of a key's two buckets: ``(empty one, True)``, or ``(stalest, False)``.
+
+        Slots in ``taken`` are left alone; `NOT_CHOSEN` where all are taken.
+        """
+        home = (digest & 0x3FFFFFFF) * self._slots >> 30
+        second = (digest >> 18 & 0x3FFFFFFF) * self._slots >> 30
+        marks, access = self.marks, self._access
+        stalest, lowest = NOT_CHOSEN, 256
+        for first in (home & -BUCKET_SLOTS, second & -BUCKET_SLOTS):
+            for slot in range(first, first + BUCKET_SLOTS):
+                if slot in taken:
+                    continue
+                if not marks[slot]:
+                    return slot, True
+                if access[slot] < lowest:
+                    stalest, lowest = slot, access[slot]
+        return stalest, False
