@@ -446,14 +446,12 @@ class Group:
         """Return the values that memory holds, and the other keys as given, by their bytes."""
         found: dict[K, Any] = {}
         missing: dict[bytes, list[K]] = {}
-        lookup = self._lookup
-        for key in dict.fromkeys(_keys(keys)):
-            data = key_bytes(key)
-            value = lookup(key)
+        asked = list(dict.fromkeys(_keys(keys)))
+        for key, value in zip(asked, self._started().lookup_many(asked), strict=True):
             if isinstance(value, bytes):
                 found[key] = self._value(value)
             elif value is None:
-                missing.setdefault(data, []).append(key)
+                missing.setdefault(key_bytes(key), []).append(key)
         return found, missing
 
     def _merge(

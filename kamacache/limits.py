@@ -38,6 +38,7 @@ LOAD_TIMEOUT_S: Final = 30.0  # default of a group's load_timeout
 CALL_TIMEOUT_MAX_S: Final = 3_600.0
 NEAR_VALID_MS_MAX: Final = 5_000
 SERVE_UNTIL_AHEAD_MS: Final = 2_000
+SERVE_UNTIL_BELIEVED_MS: Final = 100  # a reader looks at the word again; a node boots slower
 SERVE_UNTIL_EVERY_S: Final = 0.5
 COUNTER_FLUSH_S: Final = 1.0
 MAINTAIN_EVERY_S: Final = 1.0  # how often a writer frees expired segments and publishes counts

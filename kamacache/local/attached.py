@@ -47,6 +47,7 @@ from kamacache.local.loads import FallbackLoader
 from kamacache.local.mapping import DIRECT_READS, NodeMapping
 from kamacache.store import Answer, Arena, Lookup, NearCache, Negative
 from kamacache.store.entries import Entry, EntryLookup
+from kamacache.store.near import NEAR_CACHE_BYTES, NEAR_CACHE_ITEMS
 from kamacache.wire.messages import (
     Delete,
     DeleteMany,
@@ -97,10 +98,13 @@ class _Bound:
         user: EngineUser | None,
         renewed: Callable[[], None],
     ) -> None:
+        """Map the group. Without a user, as in a front, the near cache is of the default size."""
         self.mapping = mapping
         self.spec: GroupSpec = mapping.spec(name)
         self.near: NearCache | None = None
-        if user is not None and user.near_cache_items:
+        if user is None:
+            self.near = NearCache(NEAR_CACHE_ITEMS, NEAR_CACHE_BYTES)
+        elif user.near_cache_items:
             self.near = NearCache(user.near_cache_items, user.near_cache_bytes)
         ends = None if user is None else user.get_ends
         self.lookup: Lookup = mapping.lookup(name, self.near, renewed, ends)
@@ -146,10 +150,12 @@ class AttachedEngine:
         bound = self._bound
         return bound.lookup.direct if bound is not None and DIRECT_READS else None
 
-    def lookup_many(self, keys: Sequence[bytes]) -> list[Answer]:
+    def lookup_many(self, keys: Sequence[str | bytes]) -> list[Answer]:
         """Look several keys up in memory, in their order."""
-        get = self.lookup
-        return [get(key) for key in keys]
+        bound = self._bound
+        if bound is None or not DIRECT_READS:
+            return [None] * len(keys)
+        return bound.lookup.many(keys)
 
     def lookup_entry(self, key: bytes) -> Entry | Negative | None:
         """Read memory, with TTL and version; counts nothing, touches nothing."""

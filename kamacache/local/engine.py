@@ -35,6 +35,9 @@ class Engine(Protocol):
         A key of a wrong type may raise TypeError or AttributeError, a wrong str UnicodeError.
         """
 
+    def lookup_many(self, keys: Sequence[str | bytes]) -> list[Answer]:
+        """As `lookup` for several keys, in their order."""
+
     @property
     def direct(self) -> Callable[..., Any] | None:
         """The group's own ``get`` in one frame, made of the group's `EngineUser.get_ends`."""

@@ -48,6 +48,10 @@ class SingleEngine:
         """Near cache and memory only, never blocks; None: ask by `get`."""
         return self._lookup.get
 
+    def lookup_many(self, keys: Sequence[str | bytes]) -> list[Answer]:
+        """Look several keys up in memory, in their order."""
+        return self._lookup.many(keys)
+
     @property
     def direct(self) -> Callable[..., Any] | None:
         """The group's own ``get`` in one frame, where it has one."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import mmap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from xxhash import xxh3_64_intdigest
 
 from kamacache.clock import boottime_s
 from kamacache.hashing import second_slot
-from kamacache.limits import NEAR_VALID_MS_MAX
+from kamacache.limits import NEAR_VALID_MS_MAX, SERVE_UNTIL_BELIEVED_MS
 from kamacache.store.arena import Arena
 from kamacache.store.layout import (
     BUCKET_SLOTS,
@@ -55,6 +55,7 @@ NEGATIVE: Final = Negative()
 Answer = bytes | Negative | None
 FOREVER_S: Final = float("inf")
 NEAR_VALID_S: Final = NEAR_VALID_MS_MAX / 1000
+BELIEVED_S: Final = SERVE_UNTIL_BELIEVED_MS / 1000
 
 
 Slow = Callable[[Any, Answer, Any, float | None], Any]
@@ -74,6 +75,9 @@ class Lookup:
 
     get: Callable[[Any], Answer]
     """The value, `NEGATIVE`, or None: ask the owner. Never blocks, never raises."""
+    many: Callable[[Iterable[Any]], list[Answer]]
+    """As `get` for several keys, in their order; all must be hashable. A near hit here costs an
+    eighth of a hit in memory (1,800 against 13,000 instructions), one by one a quarter."""
     direct: Callable[..., Any] | None
     """A Group's ``get(key, default, *, timeout)`` in one frame; None without `GetEnds`."""
     counts: Callable[[], tuple[int, int, int]]
@@ -102,14 +106,15 @@ def make_lookup(  # noqa: C901 - see the module
     """Return the lookup over a group's shards, ordered by worker.
 
     ``serve_until`` is a one-word view, in ms of CLOCK_BOOTTIME, up to which reads are allowed;
-    without it they always are. ``renewed`` is called when the word is read again, which a
-    process that reads at all does at least every `SERVE_UNTIL_AHEAD_MS`; it must not raise.
+    without it they always are. The word is read again, and ``renewed`` called, which must not
+    raise, by the first read that comes more than `SERVE_UNTIL_BELIEVED_MS` after the last time:
+    a node that stops sets the word to 0, and no successor is ready sooner than that.
 
     ``clock_s`` is CLOCK_BOOTTIME, on which records expire. How long an answer holds is looked up
     on ``tick_s``, by default time.monotonic, which costs half as much (48 against 87 ns) and
     differs only in standing still while the machine sleeps: the two are set against each other
     whenever serve-until is read again, so after a sleep a near value may be served past its TTL
-    for at most `SERVE_UNTIL_AHEAD_MS` of waking time.
+    for at most `NEAR_VALID_MS_MAX` of waking time.
 
     With ``ends`` there is a second function that is a Group's whole ``get``: a method that calls
     a lookup costs a fifth more than a near hit itself.
@@ -162,21 +167,19 @@ def make_lookup(  # noqa: C901 - see the module
             now = tick()
             if now >= allowed_until_s:
                 if serve_until is not None:
-                    allowed_until_s = serve_until[0] / 1000
-                    if not same_clock:
-                        allowed_until_s -= clock() - now
+                    left_s = serve_until[0] / 1000 - (now if same_clock else clock())
+                    allowed_until_s = now + min(left_s, BELIEVED_S)
                 if renewed is not None:
                     renewed()
                 if now >= allowed_until_s:
                     return slow(key, None, default, timeout)
-            until_s = allowed_until_s
+            until_s = FOREVER_S
             if head & plain_mask != length:  # it expires, or says "not found"
                 expiry_ms = expiry_of(words, place)
                 if expiry_ms:
-                    expiry_s = expiry_ms / 1000
+                    until_s = expiry_ms / 1000
                     if not same_clock:
-                        expiry_s -= clock() - now
-                    until_s = min(until_s, expiry_s)
+                        until_s -= clock() - now
             # Everything above was copied from a record that this word named; does it still?
             if index[slot] != word:
                 if _retry:
@@ -208,7 +211,7 @@ def make_lookup(  # noqa: C901 - see the module
                 return slow(key, None, default, timeout)
             if entry is not None:
                 value, index, slot, word, until_s, access = entry
-                if index[slot] == word and tick() < until_s:
+                if index[slot] == word and (now := tick()) < until_s and now < allowed_until_s:
                     if access[slot] != hottest:
                         access[slot] = touch[access[slot]]
                     near_hits += 1
@@ -217,11 +220,33 @@ def make_lookup(  # noqa: C901 - see the module
 
         return nearest
 
+    def many(keys: Iterable[bytes]) -> list[Answer]:
+        nonlocal near_hits
+        if near is None:
+            return [get(key) for key in keys]
+        answers: list[Answer] = []
+        append = answers.append
+        kept = near.entries.get
+        now = tick()
+        for key in keys:
+            entry = kept(key)
+            if entry is not None:
+                value, index, slot, word, until_s, access = entry
+                if index[slot] == word and now < until_s and now < allowed_until_s:
+                    if access[slot] != hottest:
+                        access[slot] = touch[access[slot]]
+                    near_hits += 1
+                    append(value)
+                    continue
+            append(get(key))
+        return answers
+
     def counts() -> tuple[int, int, int]:
         return near_hits, memory_hits, negative_hits
 
     direct = None if ends is None else reading(ends.slow, ends.absent)
-    return Lookup(reading(_ANSWER.slow, _ANSWER.absent), direct, counts)
+    get = reading(_ANSWER.slow, _ANSWER.absent)
+    return Lookup(get, many, direct, counts)
 
 
 def elsewhere(

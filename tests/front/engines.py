@@ -13,8 +13,7 @@ from typing import Any
 from kamacache.clock import boottime_ms
 from kamacache.config import GroupSpec
 from kamacache.errors import DeadlineExceededError
-from kamacache.store import private_shard, touch_of
-from kamacache.store.batches import make_batch_lookup
+from kamacache.store import private_shard
 from kamacache.store.entries import make_entry_lookup
 
 Getter = Callable[[bytes], Awaitable[bytes | None]]
@@ -28,12 +27,7 @@ class ShardEngine:
         self.getter = getter
         self.writer, plain = private_shard(GroupSpec(name=name, cache_bytes=4 << 20))
         self.lookup = plain.get
-        self.lookup_many = make_batch_lookup(
-            (self.writer.arena,),
-            hash_seed=self.writer._seed,
-            touch=touch_of("lru"),
-            one=plain.get,
-        ).get
+        self.lookup_many = plain.many
         self.lookup_entry = make_entry_lookup((self.writer.arena,), hash_seed=self.writer._seed)
         self.loads: list[bytes] = []
         self.deadlines_s: list[float | None] = []
