@@ -112,13 +112,14 @@ class CacheServicer:
         keys = self._checked(request.keys)
         # A list, since one key may be asked for twice; None is replaced or stays a miss.
         values: list[Any] = []
+        kinds: set[type] = set()
         held_bytes = 0
         for start in range(0, len(keys), SLICE_KEYS):
             found: list[Any] = engine.lookup_many(keys[start : start + SLICE_KEYS])
-            values += found
-            held_bytes += _bytes_of(found)
+            kinds.update(map(type, found))
+            held_bytes += sum(map(len, found)) if kinds == {bytes} else _bytes_of(found)
             self._check_reply_bytes(held_bytes)
-        kinds = set(map(type, values))
+            values += found
         if NoneType in kinds:
             asked = list(dict.fromkeys(k for k, v in zip(keys, values, strict=True) if v is None))
             for key in asked:
