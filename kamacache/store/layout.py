@@ -107,6 +107,9 @@ STATE_OPEN: Final = 1
 STATE_CLOSED: Final = 2
 
 SEGMENTS_MIN: Final = 64
+# From a log of 1 MiB on. With 64, what open and spare segments waste makes the overhead of s3fifo
+# 49 bytes an item of 128 bytes (scripts/bench/memory.py); more make the largest value smaller.
+SEGMENTS_USUAL: Final = 96
 SEGMENT_BYTES_MIN: Final = 4096
 SEGMENT_BYTES_GROW: Final = 1 << 20  # larger shards get more segments, not larger ones ...
 SEGMENTS_MAX: Final = 16_384  # ... up to this many
@@ -165,8 +168,8 @@ class Geometry:
 
 
 def _segments_for(log_bytes: int) -> int:
-    wanted = log_bytes // SEGMENT_BYTES_GROW
-    return min(max(wanted, SEGMENTS_MIN), SEGMENTS_MAX)
+    least = SEGMENTS_USUAL if log_bytes >= SEGMENT_BYTES_GROW else SEGMENTS_MIN
+    return min(max(log_bytes // SEGMENT_BYTES_GROW, least), SEGMENTS_MAX)
 
 
 def geometry(cache_bytes: int, item_bytes_mean: int) -> Geometry:

@@ -181,17 +181,26 @@ class ShardWriter:
             for key, value in items:
                 self.put(key, value, expiry_ms)
             return
+        expiry_ms = min(expiry_ms, EXPIRY_MS_MAX)
         run: list[tuple[bytes, bytes]] = []
         run_bytes = 0
+        limit = self._run_limit()
         for item in items:
             size = (RECORD_HEADER_BYTES + len(item[0]) + len(item[1]) + 7) & ~7
-            if run_bytes + size > self._run_bytes_max and run:
-                self._put_run(run, run_bytes, min(expiry_ms, EXPIRY_MS_MAX))
+            if run_bytes + size > limit and run:
+                self._put_run(run, run_bytes, expiry_ms)
                 run, run_bytes = [], 0
+                limit = self._run_limit()
             run.append(item)
             run_bytes += size
         if run:
-            self._put_run(run, run_bytes, min(expiry_ms, EXPIRY_MS_MAX))
+            self._put_run(run, run_bytes, expiry_ms)
+
+    def _run_limit(self) -> int:
+        """Return how long a run may be: no longer than fits, or a segment's end is wasted."""
+        current = self._log.open[0]
+        room = 0 if current is None else current.end - current.position
+        return min(room, self._run_bytes_max) or self._run_bytes_max
 
     def _put_run(
         self, items: Sequence[tuple[bytes, bytes]], run_bytes: int, expiry_ms: int
