@@ -174,27 +174,25 @@ class ShardWriter:
         Records of one run are written together and published after that, one word each. Raises
         `ValueTooLargeError` before anything is stored.
         """
-        for key, value in items:
-            if len(key) + len(value) > self._segment_bytes - RECORD_HEADER_BYTES:
+        sizes = [(RECORD_HEADER_BYTES + len(key) + len(value) + 7) & ~7 for key, value in items]
+        if max(sizes, default=0) > self._segment_bytes:
+            for key, value in items:
                 self.check_size(key, value)
         if not self._one_class or 0 < expiry_ms <= self._clock_ms():
             for key, value in items:
                 self.put(key, value, expiry_ms)
             return
         expiry_ms = min(expiry_ms, EXPIRY_MS_MAX)
-        run: list[tuple[bytes, bytes]] = []
-        run_bytes = 0
+        first = run_bytes = 0
         limit = self._run_limit()
-        for item in items:
-            size = (RECORD_HEADER_BYTES + len(item[0]) + len(item[1]) + 7) & ~7
-            if run_bytes + size > limit and run:
-                self._put_run(run, run_bytes, expiry_ms)
-                run, run_bytes = [], 0
+        for last, size in enumerate(sizes):
+            if run_bytes + size > limit and run_bytes:
+                self._put_run(items[first:last], run_bytes, expiry_ms)
+                first, run_bytes = last, 0
                 limit = self._run_limit()
-            run.append(item)
             run_bytes += size
-        if run:
-            self._put_run(run, run_bytes, expiry_ms)
+        if run_bytes:
+            self._put_run(items[first:], run_bytes, expiry_ms)
 
     def _run_limit(self) -> int:
         """Return how long a run may be: no longer than fits, or a segment's end is wasted."""
@@ -243,23 +241,26 @@ class ShardWriter:
         if run:
             segments.write(current, run, len(run), expiry_ms)
             self._words[H_STAMP] = self._versions.stamp
-            publish, generation = self._publish, current.stamp
+            publish, stamp = self._publish, current.stamp
             for slot, tag, place, old_word in published:
-                publish(slot, tag, generation | place, old_word)
+                publish(slot, tag, stamp | place, old_word)
         for key, value in left:
             self.put(key, value, expiry_ms)
 
     def _publish(self, slot: int, tag: int, word: int, old_word: int) -> None:
         """Let an index word name its record, which is written whole and counted as used."""
+        access = self._access
         if old_word:
+            place = old_word & PLACE_MASK
+            head = self._words[place]
             # From this store on every reader and near cache sees the new value.
             self._slots[slot] = tag << TAG_SHIFT | word
-            place = old_word & PLACE_MASK
-            self._log.kill(place, self._size_at(place))
-            if self._access[slot] != self._hottest:
-                self._access[slot] = self._policy.touch[self._access[slot]]
+            length = RECORD_HEADER_BYTES + (head & KEY_LENGTH_MASK) + (head >> VALUE_LENGTH_SHIFT)
+            self._log.kill(place, (length + 7) & ~7)
+            if access[slot] != self._hottest:
+                access[slot] = self._policy.touch[access[slot]]
         else:
-            self._access[slot] = self._fresh
+            access[slot] = self._fresh
             self._marks[slot] = tag & 0xFF or 1
             self._slots[slot] = tag << TAG_SHIFT | word
             self.items += 1

@@ -214,15 +214,15 @@ class Handlers:
         group = self.group(request.group)
         items = request.items
         _check_batch(len(items))
-        keys = {key for key, _ in items}
-        for key in keys:
+        by_key = dict(items)
+        for key in (min(by_key, key=len, default=b"-"), max(by_key, key=len, default=b"-")):
             if not 0 < len(key) <= KEY_BYTES_MAX:
                 raise _key_error(key)
-        if len(keys) < len(items):
-            items = list(dict(items).items())  # the last value of a key counts
+        if len(by_key) < len(items):
+            items = list(by_key.items())  # the last value of a key counts
         group.shard.put_many(items, group.expiry_after(request.ttl_ms))
         if group.flights:
-            for key in keys:
+            for key in by_key:
                 group.loader.detach(key)
         return Done(request.id, len(request.items))
 
