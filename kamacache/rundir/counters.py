@@ -110,7 +110,7 @@ class Counters:
     """This process's mapping of a counters file. Get it from `open_counters`."""
 
     def __init__(self, path: str) -> None:
-        self._claiming = threading.Lock()
+        self._reset_lock()
         self._claimed: set[int] = set()
         self._pid = os.getpid()
         self._warned = False
@@ -237,9 +237,14 @@ class Counters:
         """Whether the file is gone, and with it the node."""
         return os.fstat(self._fd).st_nlink == 0
 
+    def _reset_lock(self) -> None:
+        self._claiming = threading.Lock()
+
 
 _opened: dict[tuple[int, int], Counters] = {}  # by device and inode; why one: see the module
 _opening = threading.Lock()
+# All that may still count: those of a node that is gone leave `_opened`, and are in use.
+_instances: weakref.WeakSet[Counters] = weakref.WeakSet()
 
 
 def _identity(found: os.stat_result) -> tuple[int, int]:
@@ -260,9 +265,20 @@ def open_counters(path: str | os.PathLike[str]) -> Counters:
             for old in [key for key, counters in _opened.items() if counters.unlinked]:
                 del _opened[old]
             found = _opened[identity] = Counters(os.fspath(path))
+            _instances.add(found)
         return found
 
 
 def read_totals(path: str | os.PathLike[str], group_index: int) -> dict[str, int]:
     """Return the sums over all processes of one group; raises `NodeUnavailableError`."""
     return open_counters(path).totals(group_index)
+
+
+def _after_fork_in_child() -> None:
+    global _opening
+    _opening = threading.Lock()  # another thread may have held it, as each of the others
+    for counters in list(_instances):
+        counters._reset_lock()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

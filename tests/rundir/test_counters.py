@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from kamacache.errors import NodeUnavailableError
+from kamacache.rundir import counters as counters_module
 from kamacache.rundir.counters import Counters, create_counters, open_counters, read_totals
 
 
@@ -91,6 +93,31 @@ def test_forked_child_counts_in_a_slot_of_its_own(counters: Counters) -> None:
         os.close(write)
     assert counters.fold() == 1
     assert counters.totals(0)["gets"] == 102
+
+
+def test_child_forked_while_a_thread_opens_or_claims_counts(
+    counters: Counters, tmp_path: Path
+) -> None:
+    held, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with counters_module._opening, counters._claiming:
+            held.set()
+            go_on.wait(10)
+
+    def child() -> None:
+        signal.alarm(5)  # where it waits for a lock that nobody releases
+        open_counters(tmp_path / "counters").claim(0).add([1])
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        assert held.wait(10)
+        assert in_child(child) == 0
+    finally:
+        go_on.set()
+        thread.join(10)
+    assert counters.totals(0)["gets"] == 1
 
 
 def test_process_without_a_slot_counts_nothing_and_says_so_once(
