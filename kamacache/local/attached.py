@@ -13,7 +13,6 @@ not fall back: an invalidation that nobody took is an error the caller must know
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import logging
 import os
@@ -21,65 +20,40 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from kamacache import calls
 from kamacache.config import GroupSpec
-from kamacache.errors import (
-    KamaCacheError,
-    LoadError,
-    NodeUnavailableError,
-    StorageError,
-    from_fields,
-)
+from kamacache.errors import KamaCacheError, NodeUnavailableError, StorageError
 from kamacache.hashing import shard_hash, worker_of
-from kamacache.limits import (
-    BATCH_BYTES_SOFT,
-    BATCH_KEYS_MAX,
-    COUNTER_FLUSH_S,
-    LOAD_TIMEOUT_S,
-    REATTACH_EVERY_S,
+from kamacache.limits import LOAD_TIMEOUT_S, REATTACH_EVERY_S
+from kamacache.local.batching import (
+    Gathered,
+    acall_all,
+    count_all,
+    delete_batches,
+    get_batches,
+    set_batches,
 )
+from kamacache.local.counting import GroupCounts, UnpublishedReads, group_stats
 from kamacache.local.engine import EngineUser
+from kamacache.local.exchange import count_of, nest, value_of
 from kamacache.local.link import call_all
 from kamacache.local.loads import FallbackLoader
 from kamacache.local.mapping import DIRECT_READS, NodeMapping
 from kamacache.store import Answer, Arena, Lookup, NearCache, Negative
 from kamacache.store.entries import Entry, EntryLookup
 from kamacache.store.near import NEAR_CACHE_BYTES, NEAR_CACHE_ITEMS
-from kamacache.wire.messages import (
-    Delete,
-    DeleteMany,
-    Done,
-    Get,
-    GetMany,
-    Reply,
-    Request,
-    Set,
-    SetMany,
-    Stats,
-    StatsReply,
-    Value,
-    Values,
-)
+from kamacache.wire.messages import Delete, Get, Reply, Set, Stats
 
 if TYPE_CHECKING:
     from kamacache.local.attach import Attachment
-
-T = TypeVar("T")
 
 log = logging.getLogger("kamacache.local")
 
 STATS_TIMEOUT_S: Final = 2.0
 DEADLINE_MARGIN_S: Final = 0.5  # lets the worker's own word on a late load arrive first
-_OWN: Final = ("near_hits", "memory_hits", "negative_hits")
-_SUMMED: Final = ("items", "live_bytes", "evictions", "expired", "loads", "load_errors")
-_RENAMED: Final = {  # what a worker says, as single-instance mode says it
-    "loads_joined": "joined",
-    "loads_detached": "detached",
-    "loads_in_flight": "loading",
-}
 
 
 def _nothing(key: str | bytes) -> Answer:
@@ -89,7 +63,7 @@ def _nothing(key: str | bytes) -> Answer:
 class _Bound:
     """A group in one mapping: what changes when the node is started anew."""
 
-    __slots__ = ("entry", "lookup", "mapping", "near", "published", "spec")
+    __slots__ = ("entry", "lookup", "mapping", "near", "reads", "spec")
 
     def __init__(
         self,
@@ -110,7 +84,7 @@ class _Bound:
         self.lookup: Lookup = mapping.lookup(name, self.near, renewed, ends)
         self.entry: EntryLookup = mapping.entry_lookup(name)
         mapping.counters()  # while they can be opened: counting must not fail later
-        self.published = self.lookup.counts()  # those that are in this process's counter slot
+        self.reads = UnpublishedReads(self.lookup)
 
 
 class AttachedEngine:
@@ -126,9 +100,8 @@ class AttachedEngine:
         self._leading = False  # from the end of __init__ on, when the group asks this engine
         self._unbound: KamaCacheError | None = None  # why a node that serves cannot be used
         self._bind_after_s = 0.0
-        self._counts = _no_counts()
-        self._flushed_s = time.monotonic()
-        self._reset_locks()
+        self._counts = GroupCounts(name)
+        self._binding = threading.Lock()
         self._fallback: FallbackLoader | None = None
         if user is not None and user.has_getter and user.fallback == "getter":
             self._fallback = None if attachment.in_node else FallbackLoader(user)
@@ -176,7 +149,7 @@ class AttachedEngine:
             reply = bound.mapping.links[self._shard(key, bound)].call(request, until_s)
         except NodeUnavailableError as error:
             return self._loader(error).get(key, deadline_s)
-        return _value(reply)
+        return value_of(reply)
 
     async def aget(self, key: bytes, deadline_s: float | None) -> bytes | None:
         """As `get`."""
@@ -190,15 +163,15 @@ class AttachedEngine:
             reply = await bound.mapping.async_links[self._shard(key, bound)].call(request, until_s)
         except NodeUnavailableError as error:
             return await self._loader(error).aget(key, deadline_s)
-        return _value(reply)
+        return value_of(reply)
 
     def set(self, key: bytes, value: bytes, ttl_ms: int | None, deadline_s: float | None) -> None:
         """Keep a value; returns when the worker has stored it."""
         bound, until_s = self._for_write(deadline_s)
         request = Set(group=self._name, key=key, value=value, ttl_ms=ttl_ms)
-        self._nest(request)
+        nest(request)
         bound.mapping.links[self._shard(key, bound)].call(request, until_s)
-        self._counts["sets"] += 1
+        self._counts.fresh["sets"] += 1
 
     async def aset(
         self, key: bytes, value: bytes, ttl_ms: int | None, deadline_s: float | None
@@ -206,27 +179,27 @@ class AttachedEngine:
         """As `set`."""
         bound, until_s = self._for_write(deadline_s)
         request = Set(group=self._name, key=key, value=value, ttl_ms=ttl_ms)
-        self._nest(request)
+        nest(request)
         await bound.mapping.async_links[self._shard(key, bound)].call(request, until_s)
-        self._counts["sets"] += 1
+        self._counts.fresh["sets"] += 1
 
     def delete(self, key: bytes, deadline_s: float | None) -> bool:
         """Drop a key; tell whether a value was there."""
         bound, until_s = self._for_write(deadline_s)
         request = Delete(group=self._name, key=key)
-        self._nest(request)
+        nest(request)
         reply = bound.mapping.links[self._shard(key, bound)].call(request, until_s)
-        self._counts["deletes"] += 1
-        return _count(reply) > 0
+        self._counts.fresh["deletes"] += 1
+        return count_of(reply) > 0
 
     async def adelete(self, key: bytes, deadline_s: float | None) -> bool:
         """As `delete`."""
         bound, until_s = self._for_write(deadline_s)
         request = Delete(group=self._name, key=key)
-        self._nest(request)
+        nest(request)
         reply = await bound.mapping.async_links[self._shard(key, bound)].call(request, until_s)
-        self._counts["deletes"] += 1
-        return _count(reply) > 0
+        self._counts.fresh["deletes"] += 1
+        return count_of(reply) > 0
 
     # -- many keys -------------------------------------------------------------------------
 
@@ -237,8 +210,9 @@ class AttachedEngine:
             return self._loader(count=len(keys)).get_many(keys, deadline_s)
         found, keys = self._looked_up(keys) if fresh else ({}, keys)
         until_s = self._until(bound, deadline_s)
-        gathered = _Gathered(self._name, found)
-        for batch in self._get_batches(keys, bound):
+        gathered = Gathered(self._name, found)
+        self._counts.fresh["socket_gets"] += len(keys)
+        for batch in get_batches(self._name, keys, bound.mapping.description):
             outcomes = call_all([(bound.mapping.links[s], r) for s, r in batch], until_s)
             gathered.take([request for _, request in batch], outcomes)
         if gathered.unreached:
@@ -255,9 +229,10 @@ class AttachedEngine:
             return await self._loader(count=len(keys)).aget_many(keys, deadline_s)
         found, keys = self._looked_up(keys) if fresh else ({}, keys)
         until_s = self._until(bound, deadline_s)
-        gathered = _Gathered(self._name, found)
-        for batch in self._get_batches(keys, bound):
-            outcomes = await _all(
+        gathered = Gathered(self._name, found)
+        self._counts.fresh["socket_gets"] += len(keys)
+        for batch in get_batches(self._name, keys, bound.mapping.description):
+            outcomes = await acall_all(
                 bound.mapping.async_links[s].call(request, until_s) for s, request in batch
             )
             gathered.take([request for _, request in batch], outcomes)
@@ -271,37 +246,39 @@ class AttachedEngine:
     ) -> None:
         """Keep several values; the first error is raised after all workers have answered."""
         bound, until_s = self._for_write(deadline_s)
-        for batch in self._set_batches(items, ttl_ms, bound):
-            _done(call_all([(bound.mapping.links[s], r) for s, r in batch], until_s))
-        self._counts["sets"] += len(items)
+        for batch in set_batches(self._name, items, ttl_ms, bound.mapping.description):
+            count_all(call_all([(bound.mapping.links[s], r) for s, r in batch], until_s))
+        self._counts.fresh["sets"] += len(items)
 
     async def aset_many(
         self, items: Mapping[bytes, bytes], ttl_ms: int | None, deadline_s: float | None
     ) -> None:
         """As `set_many`."""
         bound, until_s = self._for_write(deadline_s)
-        for batch in self._set_batches(items, ttl_ms, bound):
+        for batch in set_batches(self._name, items, ttl_ms, bound.mapping.description):
             links = bound.mapping.async_links
-            _done(await _all(links[s].call(request, until_s) for s, request in batch))
-        self._counts["sets"] += len(items)
+            count_all(await acall_all(links[s].call(request, until_s) for s, request in batch))
+        self._counts.fresh["sets"] += len(items)
 
     def delete_many(self, keys: Sequence[bytes], deadline_s: float | None) -> int:
         """Drop several keys; return how many had a value."""
         bound, until_s = self._for_write(deadline_s)
         count = 0
-        for batch in self._delete_batches(keys, bound):
-            count += _done(call_all([(bound.mapping.links[s], r) for s, r in batch], until_s))
-        self._counts["deletes"] += len(keys)
+        for batch in delete_batches(self._name, keys, bound.mapping.description):
+            count += count_all(call_all([(bound.mapping.links[s], r) for s, r in batch], until_s))
+        self._counts.fresh["deletes"] += len(keys)
         return count
 
     async def adelete_many(self, keys: Sequence[bytes], deadline_s: float | None) -> int:
         """As `delete_many`."""
         bound, until_s = self._for_write(deadline_s)
         count = 0
-        for batch in self._delete_batches(keys, bound):
+        for batch in delete_batches(self._name, keys, bound.mapping.description):
             links = bound.mapping.async_links
-            count += _done(await _all(links[s].call(request, until_s) for s, request in batch))
-        self._counts["deletes"] += len(keys)
+            count += count_all(
+                await acall_all(links[s].call(request, until_s) for s, request in batch)
+            )
+        self._counts.fresh["deletes"] += len(keys)
         return count
 
     # -- numbers ---------------------------------------------------------------------------
@@ -319,43 +296,12 @@ class AttachedEngine:
         """As `stats`."""
         bound, until_s = self._for_write(time.monotonic() + STATS_TIMEOUT_S)
         links = bound.mapping.async_links
-        replies = await _all(link.call(Stats(group=self._name), until_s) for link in links)
+        replies = await acall_all(link.call(Stats(group=self._name), until_s) for link in links)
         return self._stats(bound, replies)
 
     def _stats(self, bound: _Bound, replies: Sequence[Reply | KamaCacheError]) -> dict[str, Any]:
         self.flush()
-        totals = bound.mapping.totals(self._name)
-        # Those of single-instance mode are there even while no worker answers.
-        names = (*_SUMMED, *_RENAMED.values(), "loads_not_kept")
-        summed: dict[str, int] = dict.fromkeys(names, 0)
-        answered = 0
-        for reply in replies:
-            if isinstance(reply, StatsReply):
-                answered += 1
-                for said, count in reply.stats.items():
-                    name = _RENAMED.get(said, said)
-                    summed[name] = summed.get(name, 0) + count
-        hits = totals["near_hits"] + totals["memory_hits"]
-        arenas = bound.mapping.arenas(self._name)
-        return {
-            "mode": "attached",
-            "workers": len(replies),
-            "workers_answered": answered,
-            "gets": hits + totals["negative_hits"] + totals["socket_gets"],
-            "hits": hits,
-            "misses": totals["socket_gets"],  # what memory did not answer: a worker was asked
-            **{name: count for name, count in totals.items() if name not in ("gets", "errors")},
-            **summed,
-            "capacity_bytes": sum(arena.geometry.total_bytes for arena in arenas),
-            "value_bytes_max": arenas[0].geometry.value_bytes_max(1),
-            "own": self._own(bound),
-            "near_items": len(bound.near.entries) if bound.near else 0,
-            "near_bytes": bound.near.bytes if bound.near else 0,
-        }
-
-    def _own(self, bound: _Bound) -> dict[str, int]:
-        """Return the hits of this process alone, in the node's present life."""
-        return dict(zip(_OWN, bound.lookup.counts(), strict=True))
+        return group_stats(self._name, bound.mapping, replies, lookup=bound.lookup, near=bound.near)
 
     def arenas(self) -> Sequence[Arena]:
         """Return the group's shards as this process maps them; for diagnosis."""
@@ -367,31 +313,8 @@ class AttachedEngine:
     def flush(self) -> None:
         """Add what was counted privately since the last time to this process's slot."""
         bound = self._bound
-        if bound is None or not self._flushing.acquire(blocking=False):
-            return
-        try:
-            self._flushed_s = time.monotonic()
-            reads = bound.lookup.counts()
-            near, memory, negative = (
-                now - before for now, before in zip(reads, bound.published, strict=True)
-            )
-            bound.published = reads
-            counts, self._counts = self._counts, _no_counts()
-            bound.mapping.count(
-                self._name,
-                (
-                    0,
-                    near,
-                    memory,
-                    negative,
-                    counts["socket_gets"],
-                    counts["sets"],
-                    counts["deletes"],
-                    counts["fallback_loads"],
-                ),
-            )
-        finally:
-            self._flushing.release()
+        if bound is not None:
+            self._counts.publish(bound.mapping, bound.reads)
 
     def close(self) -> None:
         """Publish the last counts. Connections belong to the attachment."""
@@ -405,7 +328,7 @@ class AttachedEngine:
         bound = self._bound
         if mapping is None:
             return None, False
-        if time.monotonic() - self._flushed_s > COUNTER_FLUSH_S:
+        if self._counts.due:
             self.flush()
         if bound is not None and bound.mapping is mapping:
             return bound, False
@@ -452,7 +375,7 @@ class AttachedEngine:
         return bound
 
     def _renewed(self) -> None:
-        if time.monotonic() - self._flushed_s > COUNTER_FLUSH_S:
+        if self._counts.due:
             self.flush()
 
     def _loader(
@@ -460,7 +383,7 @@ class AttachedEngine:
     ) -> FallbackLoader:
         if self._fallback is None:
             raise error or self._unavailable()
-        self._counts["fallback_loads"] += count
+        self._counts.fresh["fallback_loads"] += count
         return self._fallback
 
     def _unavailable(self) -> NodeUnavailableError:
@@ -496,17 +419,8 @@ class AttachedEngine:
         request = Get(group=self._name, key=key)
         if calls.current.get() is not None:
             request.depth, request.chain = calls.nested(self._name, key)
-        self._counts["socket_gets"] += 1
+        self._counts.fresh["socket_gets"] += 1
         return request, self._until(bound, deadline_s)
-
-    def _nest(self, request: Request) -> None:
-        """Say from which depth a request comes that names many keys or waits for no load.
-
-        The worker looks for cycles itself, key by key; a write may name a key of its own chain.
-        """
-        outer = calls.current.get()
-        if outer is not None:
-            request.depth, request.chain = outer.depth + 1, outer.chain
 
     def _for_write(self, deadline_s: float | None) -> tuple[_Bound, float]:
         bound, _ = self._reach()
@@ -516,187 +430,20 @@ class AttachedEngine:
             deadline_s = calls.deadline_after(None, LOAD_TIMEOUT_S)
         return bound, deadline_s
 
-    def _by_shard(self, keys: Sequence[bytes], bound: _Bound) -> list[list[bytes]]:
-        about = bound.mapping.description
-        seed, workers = about.hash_seed, about.workers
-        shards: list[list[bytes]] = [[] for _ in range(workers)]
-        for key in keys:
-            shards[worker_of(shard_hash(key, seed), workers)].append(key)
-        return shards
-
-    def _get_batches(
-        self, keys: Sequence[bytes], bound: _Bound
-    ) -> Iterator[list[tuple[int, GetMany]]]:
-        self._counts["socket_gets"] += len(keys)
-        for batch in _rounds(self._by_shard(keys, bound), _cut):
-            requests = []
-            for shard, part in batch:
-                request = GetMany(group=self._name, keys=part)
-                self._nest(request)
-                requests.append((shard, request))
-            yield requests
-
-    def _delete_batches(
-        self, keys: Sequence[bytes], bound: _Bound
-    ) -> Iterator[list[tuple[int, DeleteMany]]]:
-        for batch in _rounds(self._by_shard(keys, bound), _cut):
-            requests = [(shard, DeleteMany(group=self._name, keys=part)) for shard, part in batch]
-            for _, request in requests:
-                self._nest(request)
-            yield requests
-
-    def _set_batches(
-        self, items: Mapping[bytes, bytes], ttl_ms: int | None, bound: _Bound
-    ) -> Iterator[list[tuple[int, SetMany]]]:
-        shards = [
-            [(key, items[key]) for key in keys] for keys in self._by_shard(list(items), bound)
-        ]
-        for batch in _rounds(shards, _cut_items):
-            requests = [
-                (shard, SetMany(group=self._name, items=part, ttl_ms=ttl_ms))
-                for shard, part in batch
-            ]
-            for _, request in requests:
-                self._nest(request)
-            yield requests
-
     # -- forks -----------------------------------------------------------------------------
-
-    def _reset_locks(self) -> None:
-        self._binding = threading.Lock()
-        self._flushing = threading.Lock()
 
     def _after_fork(self) -> None:
         """Begin the counts anew in the child: the parent will publish its own."""
-        self._reset_locks()
-        self._counts = _no_counts()
+        self._binding = threading.Lock()
+        self._counts.reset()
         if self._bound is not None:
-            self._bound.published = self._bound.lookup.counts()
+            self._bound.reads.forget()
             if self._bound.near is not None:
                 self._bound.near.clear()
 
 
-class _Gathered:
-    """What a get_many has so far."""
-
-    def __init__(self, name: str, values: dict[bytes, bytes]) -> None:
-        self._name = name
-        self._asked = len(values)
-        self._failed = 0
-        self._first: KamaCacheError | None = None
-        self.values = values
-        self.unreached: list[bytes] = []
-        self.error: NodeUnavailableError | None = None
-
-    def take(self, requests: Sequence[GetMany], outcomes: Sequence[Reply | KamaCacheError]) -> None:
-        """Take the outcomes of requests, in their order."""
-        for request, outcome in zip(requests, outcomes, strict=True):
-            self._asked += len(request.keys)
-            if isinstance(outcome, NodeUnavailableError):
-                self.unreached += request.keys
-                self.error = outcome
-            elif isinstance(outcome, KamaCacheError):
-                self._fail(outcome, len(request.keys))
-            elif isinstance(outcome, Values):
-                for key, value in zip(request.keys, outcome.values, strict=True):
-                    if value is not None:
-                        self.values[key] = value
-                for failed in outcome.errors:
-                    self._fail(from_fields(failed.kind, failed.message, failed.fields), 1)
-            elif isinstance(outcome, Value):  # of a single key, too large to share a frame
-                if outcome.value is not None:
-                    self.values[request.keys[0]] = outcome.value
-            else:
-                _unexpected(outcome)
-
-    def _fail(self, error: KamaCacheError, keys: int) -> None:
-        self._failed += keys
-        self._first = self._first or error
-
-    def result(self) -> dict[bytes, bytes]:
-        """Return the values, or raise the first failure with the number of all."""
-        first = self._first
-        if first is None:
-            return self.values
-        if not isinstance(first, LoadError) or self._asked == 1:
-            raise first
-        raise LoadError(
-            f"group {self._name!r}: {self._failed} of {self._asked} keys could not be loaded; "
-            f"the first: {first}",
-            group=self._name,
-            key=first.key,
-            cause_type=first.cause_type,
-        ) from first
-
-
-def _no_counts() -> dict[str, int]:
-    return dict.fromkeys(("socket_gets", "sets", "deletes", "fallback_loads"), 0)
-
-
 def _known(found: Answer) -> bytes | None:
     return found if isinstance(found, bytes) else None
-
-
-def _cut(keys: list[bytes]) -> int:
-    """Return how many keys go into the next frame."""
-    return min(len(keys), BATCH_KEYS_MAX)
-
-
-def _cut_items(items: list[tuple[bytes, bytes]]) -> int:
-    """Return how many items go into the next frame, one at least."""
-    room = BATCH_BYTES_SOFT
-    for count, (key, value) in enumerate(items[:BATCH_KEYS_MAX]):
-        room -= len(key) + len(value)
-        if room < 0:
-            return count or 1
-    return min(len(items), BATCH_KEYS_MAX)
-
-
-def _rounds(
-    shards: list[list[T]], cut: Callable[[list[T]], int]
-) -> Iterator[list[tuple[int, list[T]]]]:
-    """Yield rounds of at most one frame for each shard, until all is sent."""
-    while any(shards):
-        batch = []
-        for shard, waiting in enumerate(shards):
-            if waiting:
-                count = cut(waiting)
-                batch.append((shard, waiting[:count]))
-                shards[shard] = waiting[count:]
-        yield batch
-
-
-async def _all(requests: Iterator[Awaitable[Reply]]) -> list[Reply | KamaCacheError]:
-    """Await requests side by side; each has its own outcome, as in `call_all`."""
-    outcomes = await asyncio.gather(*requests, return_exceptions=True)
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException) and not isinstance(outcome, KamaCacheError):
-            raise outcome
-    return outcomes  # type: ignore[return-value] # other exceptions were raised above
-
-
-def _done(outcomes: Sequence[Reply | KamaCacheError]) -> int:
-    """Return the sum of counts, or raise the first error."""
-    count = 0
-    for outcome in outcomes:
-        if isinstance(outcome, KamaCacheError):
-            raise outcome
-        count += _count(outcome)
-    return count
-
-
-def _value(reply: Reply) -> bytes | None:
-    return reply.value if isinstance(reply, Value) else _unexpected(reply)
-
-
-def _count(reply: Reply) -> int:
-    return reply.count if isinstance(reply, Done) else _unexpected(reply)
-
-
-def _unexpected(reply: object) -> NoReturn:
-    raise KamaCacheError(
-        f"a worker answered with {type(reply).__name__}; do node and application run one version?"
-    )
 
 
 _instances: weakref.WeakSet[AttachedEngine] = weakref.WeakSet()

@@ -1,4 +1,4 @@
-"""What the sync and the async link agree on: errors, retries, and answers that come in parts.
+"""What all requests to a worker share: their nesting, errors, retries, answers in parts.
 
 *Process*: every one that asks a worker.
 
@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import errno
 import time
-from typing import Final
+from typing import Final, NoReturn
 
+from kamacache import calls
 from kamacache.errors import (
     DeadlineExceededError,
     KamaCacheError,
@@ -23,7 +24,17 @@ from kamacache.errors import (
     NodeUnavailableError,
     from_fields,
 )
-from kamacache.wire.messages import Failure, Get, GetMany, KeyFailure, Reply, Request, Values
+from kamacache.wire.messages import (
+    Done,
+    Failure,
+    Get,
+    GetMany,
+    KeyFailure,
+    Reply,
+    Request,
+    Value,
+    Values,
+)
 
 LOST_MAX: Final = 2  # times a request may be taken without an answer
 TRIES_MAX: Final = 8  # connections tried for one request, those that took nothing included
@@ -39,6 +50,16 @@ def unread(error: BaseException | None) -> bool:
     (unix_release_sock() in net/unix/af_unix.c).
     """
     return isinstance(error, ConnectionResetError) and error.errno == errno.ECONNRESET
+
+
+def nest(request: Request) -> None:
+    """Say from which depth a request comes that names many keys or waits for no load.
+
+    The worker looks for cycles itself, key by key; a write may name a key of its own chain.
+    """
+    outer = calls.current.get()
+    if outer is not None:
+        request.depth, request.chain = outer.depth + 1, outer.chain
 
 
 def budget_ms(request: Request, deadline_s: float, shard: int) -> int:
@@ -83,6 +104,23 @@ def checked(reply: Reply) -> Reply:
     if type(reply) is Failure:
         raise from_fields(reply.kind, reply.message, reply.fields)
     return reply
+
+
+def value_of(reply: Reply) -> bytes | None:
+    """Return the value that a reply carries; None: not found."""
+    return reply.value if isinstance(reply, Value) else unexpected(reply)
+
+
+def count_of(reply: Reply) -> int:
+    """Return the count that a reply carries."""
+    return reply.count if isinstance(reply, Done) else unexpected(reply)
+
+
+def unexpected(reply: object) -> NoReturn:
+    """Raise the error of a reply of a kind that does not answer the request."""
+    raise KamaCacheError(
+        f"a worker answered with {type(reply).__name__}; do node and application run one version?"
+    )
 
 
 def rest_of(request: Request, reply: Reply) -> GetMany | None:
