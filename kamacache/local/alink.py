@@ -44,6 +44,8 @@ from kamacache.local.exchange import (
 from kamacache.wire.frames import FrameError, FrameReader, frame
 from kamacache.wire.messages import DecodeError, Reply, Request, Values, decode_reply
 
+LOOK_EVERY_S: Final = 1.0  # how often those who wait look whether the node still answers
+
 
 class _Lost(Exception):  # noqa: N818 -- never leaves this module
     """The connection ended before the reply; ``taken``: the worker may have read the request."""
@@ -56,7 +58,16 @@ class _Lost(Exception):  # noqa: N818 -- never leaves this module
 class AsyncWorkerLinks:
     """The connections to one worker, one for each event loop."""
 
-    __slots__ = ("__weakref__", "_alive", "_by_loop", "_in_flight_max", "_path", "closed", "shard")
+    __slots__ = (
+        "__weakref__",
+        "_alive",
+        "_by_loop",
+        "_in_flight_max",
+        "_path",
+        "answers",
+        "closed",
+        "shard",
+    )
 
     def __init__(
         self,
@@ -64,12 +75,14 @@ class AsyncWorkerLinks:
         shard: int,
         *,
         alive: Callable[[], bool] | None = None,
+        answers: Callable[[], bool] | None = None,
         in_flight_max: int = REQUESTS_PER_CONNECTION_MAX,
     ) -> None:
-        """``alive`` tells whether the node is: nobody then waits for a worker to come back."""
+        """``alive`` and ``answers`` as in `kamacache.local.link.WorkerLinks`."""
         self.shard: Final = shard
         self._path: Final = f"{os.fspath(sockets_dir)}/worker-{shard}.sock"
         self._alive = alive
+        self.answers: Final = answers
         self._in_flight_max = in_flight_max
         self.closed = False
         self._by_loop: dict[asyncio.AbstractEventLoop, LoopLink] = {}
@@ -176,6 +189,7 @@ class LoopLink:
         self._out: list[bytes] = []
         self._paused = False
         self._down_until_s = 0.0
+        self._watch: asyncio.TimerHandle | None = None  # set while any request is under way
         self._connecting: asyncio.Task[NodeUnavailableError | None] | None = None
         self._keeper: AsyncGenerator[None, None] | None = None
 
@@ -194,6 +208,8 @@ class LoopLink:
             self._ids = request.id = ticket = self._ids + 1
             waiter: asyncio.Future[Reply] = self._loop.create_future()
             self._waiters[ticket] = waiter
+            if self._watch is None and self._links.answers is not None:
+                self._watch = self._loop.call_later(LOOK_EVERY_S, self._look)
             timer = self._loop.call_later(
                 request.budget_ms / 1000 + REPLY_GRACE_S, self._late, ticket, request.group
             )
@@ -213,6 +229,9 @@ class LoopLink:
 
     def close(self) -> None:
         """Close; whoever waits gets an error."""
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
         if self._transport is not None:
             self._transport.abort()
             self.lose()
@@ -288,6 +307,24 @@ class LoopLink:
             if not turn.done():
                 turn.set_result(None)
                 room -= 1
+
+    def _look(self) -> None:
+        """Give up all who wait where the node answers no more but closes no socket.
+
+        One timer for all requests: it ends when none is under way, and costs a hit nothing.
+        """
+        self._watch = None
+        answers, links = self._links.answers, self._links
+        if answers is None or not (self._waiters or self._turns):
+            return
+        if answers():
+            self._watch = self._loop.call_later(LOOK_EVERY_S, self._look)
+            return
+        waiters, self._waiters = self._waiters, {}
+        for waiter in waiters.values():
+            if not waiter.done():
+                waiter.set_exception(unreachable(self._path, links.shard, None))
+        self.close()  # who waited for a turn finds that there is no connection
 
     def _late(self, ticket: int, group: str) -> None:
         waiter = self._waiters.pop(ticket, None)

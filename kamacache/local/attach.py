@@ -38,7 +38,7 @@ class Attachment:
         self.closed = False  # given up for another, or for none; its engines lead no group any more
         self._lock = threading.Lock()
         self._next_try_s = 0.0
-        self._mapping = None if description is None else NodeMapping(description)
+        self._mapping = None if description is None else NodeMapping(description, in_node=True)
         _instances.add(self)
 
     def current(self) -> NodeMapping | None:

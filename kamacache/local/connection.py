@@ -9,16 +9,18 @@ from __future__ import annotations
 import socket
 import struct
 import time
+from collections.abc import Callable
 from typing import Final
 
 from kamacache.limits import CONNECT_TIMEOUT_S, REPLY_GRACE_S
-from kamacache.local.exchange import budget_ms, late
+from kamacache.local.exchange import budget_ms, late, unreachable
 from kamacache.wire.frames import HEADER_BYTES, FrameError, body_length, frame
 from kamacache.wire.messages import DecodeError, Reply, Request, decode_reply
 
 RECEIVE_BYTES: Final = 64 << 10
-WAIT_MAX_S: Final = 1.0  # one recv() waits no longer before it looks at the deadline again
+WAIT_MAX_S: Final = 1.0  # one recv() waits no longer before it looks at deadline and node again
 SEND_WAIT_S: Final = 0.1
+LOOK_SOON_S: Final = 0.001
 _TIMEVAL: Final = struct.Struct("@ll")
 _NO_SIGNAL: Final = socket.MSG_NOSIGNAL  # an application may have SIGPIPE at its default
 
@@ -35,11 +37,15 @@ class Link:
     Python call poll() before each send and recv, two more system calls for every request.
     """
 
-    __slots__ = ("_buffer", "_ids", "_sock", "_view", "_wait_s", "home")
+    __slots__ = ("_answers", "_buffer", "_ids", "_path", "_sock", "_view", "_wait_s", "home")
 
-    def __init__(self, path: str, home: list[Link]) -> None:
-        """Connect; raises OSError."""
+    def __init__(
+        self, path: str, home: list[Link], answers: Callable[[], bool] | None = None
+    ) -> None:
+        """Connect; raises OSError. Who waits gives up where ``answers`` says that nobody will."""
         self.home: Final = home  # where it lies when idle; a forked child has another list
+        self._path = path
+        self._answers = answers
         self._ids = 0
         self._buffer = bytearray(RECEIVE_BYTES)
         self._view = memoryview(self._buffer)
@@ -55,7 +61,7 @@ class Link:
             raise
 
     def send(self, request: Request, deadline_s: float, shard: int) -> None:
-        """Send a request whole. Raises `DeadlineExceededError`, OSError."""
+        """Send a request whole. Raises `DeadlineExceededError`, `NodeUnavailableError`, OSError."""
         self._ids = request.id = self._ids + 1
         request.budget_ms = budget_ms(request, deadline_s, shard)
         data = frame(request)
@@ -73,10 +79,10 @@ class Link:
             try:
                 left = left[self._sock.send(left, _NO_SIGNAL) :]
             except BlockingIOError:
-                continue  # SEND_WAIT_S is over
+                self._look(shard)  # SEND_WAIT_S is over
 
     def receive(self, request: Request, deadline_s: float, shard: int) -> Reply:
-        """Return the reply of the request just sent. Raises `DeadlineExceededError`, OSError."""
+        """Return the reply of the request just sent; raises as `send`."""
         # The worker ends late loads itself; only a worker that hangs lets the grace run out.
         give_up_s = deadline_s + REPLY_GRACE_S
         if deadline_s - time.monotonic() + REPLY_GRACE_S < self._wait_s:
@@ -95,6 +101,10 @@ class Link:
             while count < end:
                 count += self._recv(view[count:], give_up_s, request, shard)
             return self._decode(view[HEADER_BYTES:], request)
+
+    def look_soon(self) -> None:
+        """Look at the node before the next wait, not after it: another worker's is gone."""
+        self._wait(LOOK_SOON_S)
 
     def close(self) -> None:
         """Close."""
@@ -117,11 +127,17 @@ class Link:
                 left = give_up_s - time.monotonic()
                 if left <= 0:
                     raise late(request.group, shard) from None
+                self._look(shard)
                 self._wait(min(left, WAIT_MAX_S))
                 continue
             if not count:
                 raise ConnectionResetError(f"worker {shard} closed the connection")
             return count
+
+    def _look(self, shard: int) -> None:
+        # A node that stands still, or whose host took it away, closes no socket.
+        if self._answers is not None and not self._answers():
+            raise unreachable(self._path, shard, None)
 
     def _wait(self, seconds: float) -> None:
         self._wait_s = seconds

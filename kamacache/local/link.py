@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from kamacache.calls import waiting_threads
-from kamacache.errors import KamaCacheError, LoadError
+from kamacache.errors import KamaCacheError, LoadError, NodeUnavailableError
 from kamacache.limits import (
     LINK_RESTART_WAIT_S,
     LINK_RETRY_FIRST_S,
@@ -58,6 +58,7 @@ class WorkerLinks:
     __slots__ = (
         "__weakref__",
         "_alive",
+        "_answers",
         "_closed",
         "_down_until_s",
         "_freed",
@@ -75,12 +76,17 @@ class WorkerLinks:
         shard: int,
         *,
         alive: Callable[[], bool] | None = None,
+        answers: Callable[[], bool] | None = None,
         links_max: int = LINKS_PER_WORKER_MAX,
     ) -> None:
-        """``alive`` tells whether the node is: nobody then waits for a worker to come back."""
+        """``alive`` tells whether the node is: nobody then waits for a worker to come back.
+
+        ``answers`` tells the same to those who wait for a reply; None: they wait all their time.
+        """
         self.shard: Final = shard
         self._path: Final = f"{os.fspath(sockets_dir)}/worker-{shard}.sock"
         self._alive = alive
+        self._answers = answers
         self._links_max = links_max
         self._closed = False
         self._down_until_s = 0.0
@@ -255,7 +261,7 @@ class WorkerLinks:
         pause_s = LINK_RETRY_FIRST_S
         while True:
             try:
-                link = Link(self._path, self._idle)
+                link = Link(self._path, self._idle, self._answers)
             except OSError as error:
                 now = time.monotonic()
                 gone = self._closed or (self._alive is not None and not self._alive())
@@ -305,10 +311,15 @@ def call_all(
                 pending[at] = links.start(request, deadline_s)
             except KamaCacheError as error:
                 outcomes[at] = error
+        gone = False
         for at in list(pending):
+            link = pending[at].link
+            if gone and link is not None:
+                link.look_soon()  # or a whole node that stands still costs a wait per worker
             try:
                 outcomes[at] = calls[at][0].finish(pending.pop(at))
             except KamaCacheError as error:
+                gone = gone or isinstance(error, NodeUnavailableError)
                 outcomes[at] = error
     finally:
         for at, left in pending.items():

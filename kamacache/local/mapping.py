@@ -44,8 +44,12 @@ it does not, every get goes to its worker."""
 class NodeMapping:
     """What this process has of one node; safe for threads."""
 
-    def __init__(self, description: NodeDescription) -> None:
-        """Map the control words. Raises `NodeUnavailableError` where they are gone."""
+    def __init__(self, description: NodeDescription, *, in_node: bool = False) -> None:
+        """Map the control words. Raises `NodeUnavailableError` where they are gone.
+
+        ``in_node``: this process is of the node. It waits for replies though serve-until passed,
+        as when its supervisor alone stands still: it has nothing to fall back to.
+        """
         if description.boot_id != read_boot_id():
             raise NodeUnavailableError("the node that was described ran before the last boot")
         self.description = description
@@ -54,10 +58,12 @@ class NodeMapping:
         self._arenas: dict[str, list[Arena]] = {}
         self._counters: Counters | None = None
         alive = self._alive
+        answers = None if in_node else alive
+        place = description.sockets_dir
         shards = range(description.workers)
-        self.links = [WorkerLinks(description.sockets_dir, i, alive=alive) for i in shards]
+        self.links = [WorkerLinks(place, i, alive=alive, answers=answers) for i in shards]
         self.async_links = [
-            AsyncWorkerLinks(description.sockets_dir, i, alive=alive) for i in shards
+            AsyncWorkerLinks(place, i, alive=alive, answers=answers) for i in shards
         ]
 
     @property

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,40 @@ def test_node_that_stood_still_is_used_again_when_it_goes_on(
         wait_until(lambda: scores.get("k") == b"v-k", 3.0)
         scores.set("k", b"1")
         assert scores.get("k") == b"1"
+        assert node.stop() == 0
+
+
+def test_gets_under_way_come_back_when_the_node_stands_still(
+    estate: Estate, wait_until: WaitUntil
+) -> None:
+    keys = [f"gate-{number}" for number in range(6)]
+    with serving(estate) as (node, scores):
+        pids = all_of(node)
+        asks: list[Callable[[], object]] = [
+            lambda: {keys[0]: scores.get(keys[0])},
+            lambda: {keys[1]: asyncio.run(scores.aget(keys[1]))},
+            lambda: scores.get_many(keys[2:4]),
+            lambda: asyncio.run(scores.aget_many(keys[4:])),
+        ]
+        with ThreadPoolExecutor(len(asks)) as threads:
+            under_way = [threads.submit(ask) for ask in asks]
+            try:
+                wait_until(lambda: all(estate.loads(key) == 1 for key in keys))
+                time.sleep(1.2)  # longer than the time between two looks at a living node
+                assert not any(future.done() for future in under_way)
+                stop_all(node)
+                stopped_s = time.monotonic()
+                found = [future.result(8) for future in under_way]
+                took_s = time.monotonic() - stopped_s
+            finally:
+                for key in keys:
+                    estate.open_gate(key)
+                for pid in pids:
+                    os.kill(pid, signal.SIGCONT)
+        parts = (keys[:1], keys[1:2], keys[2:4], keys[4:])
+        assert found == [{key: own(key) for key in part} for part in parts]
+        assert took_s < NOTICE_S + 2
+        wait_until(lambda: scores.get("k") == b"v-k", 3.0)
         assert node.stop() == 0
 
 
