@@ -132,6 +132,7 @@ class _Stream(asyncio.Protocol):
         self._link = link
         self._reader = FrameReader()
         self._answered = False
+        self.wrote = False  # whether the kernel may have taken any request
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
@@ -141,8 +142,9 @@ class _Stream(asyncio.Protocol):
         """Wake all who wait."""
         if self._link.stream is self:
             # Of requests sent one after the other the first may have been read. What a dying
-            # worker's queue of connections took was not; nothing was ever answered there.
-            self._link.lose(taken=self._answered or not unread(exc))
+            # worker's queue of connections took was not; nothing was ever answered there. Nor
+            # was what could not be sent, where the worker's end closed before the first write.
+            self._link.lose(taken=self._answered or (self.wrote and not unread(exc)))
 
     def data_received(self, data: bytes) -> None:
         """Hand replies to those who wait for them."""
@@ -277,7 +279,12 @@ class LoopLink:
     def _flush(self) -> None:
         out, self._out = self._out, []
         if self._transport is not None and out:
-            self._transport.write(b"".join(out))
+            transport, stream = self._transport, self.stream
+            transport.write(b"".join(out))
+            # asyncio tries at once, and closes where that fails; of a loop that tries later it
+            # is taken to be sent.
+            if stream is not None and not transport.is_closing():
+                stream.wrote = True
 
     def _must_wait(self) -> bool:
         return self._paused or len(self._waiters) >= self._in_flight_max

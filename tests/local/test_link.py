@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import socket
@@ -16,7 +17,7 @@ import pytest
 
 from kamacache.errors import DeadlineExceededError, LoadError, NodeUnavailableError
 from kamacache.limits import LINK_RESTART_WAIT_S
-from kamacache.local.alink import AsyncWorkerLinks
+from kamacache.local.alink import AsyncWorkerLinks, LoopLink
 from kamacache.local.exchange import LOST_MAX
 from kamacache.local.link import WorkerLinks, call_all
 from kamacache.wire.frames import FrameReader, frame
@@ -176,31 +177,37 @@ def test_a_request_lost_with_its_worker_is_sent_once_more(short_dir: Path) -> No
         links.close()
 
 
+def listening(folder: Path) -> socket.socket:
+    """Take the place of the worker that listens."""
+    path = f"{folder}/worker-0.sock"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"{path}.new")
+    listener.listen()
+    os.rename(f"{path}.new", path)
+    return listener
+
+
+def answer_one(listener: socket.socket) -> None:
+    with listener, listener.accept()[0] as connection:
+        reader = FrameReader()
+        while (body := reader.next()) is None:
+            reader.feed(connection.recv(1 << 16))
+        done(decode_request(body), connection)
+
+
 @contextmanager
 def dying(folder: Path, deaths: int) -> Iterator[None]:
     """Workers whose queue takes a connection each and that end without accepting it; then one."""
-    path = f"{folder}/worker-0.sock"
-
-    def listening() -> socket.socket:
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(f"{path}.new")
-        listener.listen()
-        os.rename(f"{path}.new", path)
-        return listener
 
     def serve(listener: socket.socket) -> None:
         for _ in range(deaths):
             assert select.select([listener], [], [], 10)[0]
-            successor = listening()
+            successor = listening(folder)
             listener.close()
             listener = successor
-        with listener, listener.accept()[0] as connection:
-            reader = FrameReader()
-            while (body := reader.next()) is None:
-                reader.feed(connection.recv(1 << 16))
-            done(decode_request(body), connection)
+        answer_one(listener)
 
-    thread = threading.Thread(target=serve, args=(listening(),))
+    thread = threading.Thread(target=serve, args=(listening(folder),))
     thread.start()
     yield
     thread.join(10)
@@ -222,6 +229,30 @@ async def test_what_a_dying_worker_never_read_is_not_lost_by_it_on_a_loop(short_
     links = AsyncWorkerLinks(short_dir, 0)
     with dying(short_dir, deaths=LOST_MAX + 2):
         assert isinstance(await links.call(Set(group="g", key=b"k", value=b"v"), soon()), Done)
+    links.close()
+
+
+async def test_what_could_not_be_sent_is_not_lost_on_a_loop(
+    short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listeners = [listening(short_dir)]
+    flush = LoopLink._flush
+
+    def worker_ends_before(link: LoopLink) -> None:
+        if len(listeners) <= LOST_MAX + 1:
+            listeners.append(listening(short_dir))
+            listeners[-2].close()
+        flush(link)
+
+    monkeypatch.setattr(LoopLink, "_flush", worker_ends_before)
+    links = AsyncWorkerLinks(short_dir, 0)
+    asked = asyncio.ensure_future(links.call(Get(group="g", key=b"k"), soon()))
+    while len(listeners) <= LOST_MAX + 1 and not asked.done():  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    with listeners[-1]:
+        if not asked.done():
+            await asyncio.wait_for(asyncio.to_thread(answer_one, listeners[-1]), 10)
+        assert isinstance(await asked, Done)
     links.close()
 
 
