@@ -27,7 +27,13 @@ from kamacache.config import (
     seconds_to_ms,
     text,
 )
-from kamacache.errors import ConfigError, KamaCacheError, KeyNotFoundError, LoadError
+from kamacache.errors import (
+    ConfigError,
+    DeadlineExceededError,
+    KamaCacheError,
+    KeyNotFoundError,
+    LoadError,
+)
 from kamacache.getters import Getter, GetterFunction, Hook, Key, Loaded, key_bytes
 from kamacache.limits import LOAD_THREADS, LOAD_TIMEOUT_S
 from kamacache.local import engine as engines
@@ -50,6 +56,26 @@ class _Raise:
 
 
 _RAISE: Final = _Raise()
+
+
+class _Timed:
+    """Lets a `DeadlineExceededError` that passes say which time was over."""
+
+    __slots__ = ("_group", "_timeout_s")
+
+    def __init__(self, group: Group, timeout_s: float | None) -> None:
+        self._group = group
+        self._timeout_s = timeout_s
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, DeadlineExceededError):
+            if error.timeout_s is None:
+                given = self._timeout_s
+                error.timeout_s = self._group.spec.load_timeout_s if given is None else given
+            error.group = error.group or self._group.spec.name
 
 
 class Group:
@@ -185,7 +211,8 @@ class Group:
         deadline_s = self._deadline_s(timeout)
         found = None
         if seen is None:
-            found = self._started().get(data, deadline_s)
+            with _Timed(self, timeout):
+                found = self._started().get(data, deadline_s)
         return self._answer(data, found, default)
 
     async def aget(self, key: Key, default: Any = _RAISE, *, timeout: float | None = None) -> Any:
@@ -201,7 +228,8 @@ class Group:
         deadline_s = self._deadline_s(timeout)
         found = None
         if value is None:
-            found = await self._started().aget(data, deadline_s)
+            with _Timed(self, timeout):
+                found = await self._started().aget(data, deadline_s)
         return self._answer(data, found, default)
 
     def set(
@@ -214,7 +242,8 @@ class Group:
         """
         engine = self._started()
         deadline_s = self._deadline_s(timeout)
-        engine.set(key_bytes(key), self._encode(value), seconds_to_ms(ttl, "ttl"), deadline_s)
+        with _Timed(self, timeout):
+            engine.set(key_bytes(key), self._encode(value), seconds_to_ms(ttl, "ttl"), deadline_s)
 
     async def aset(
         self, key: Key, value: Any, *, ttl: float | None = None, timeout: float | None = None
@@ -223,17 +252,20 @@ class Group:
         engine = self._started()
         deadline_s = self._deadline_s(timeout)
         data = self._encode(value)
-        await engine.aset(key_bytes(key), data, seconds_to_ms(ttl, "ttl"), deadline_s)
+        with _Timed(self, timeout):
+            await engine.aset(key_bytes(key), data, seconds_to_ms(ttl, "ttl"), deadline_s)
 
     def delete(self, key: Key, *, timeout: float | None = None) -> bool:
         """Drop a key from the cache; tell whether a value was there."""
         deadline_s = self._deadline_s(timeout)
-        return self._started().delete(key_bytes(key), deadline_s)
+        with _Timed(self, timeout):
+            return self._started().delete(key_bytes(key), deadline_s)
 
     async def adelete(self, key: Key, *, timeout: float | None = None) -> bool:
         """As `delete`."""
         deadline_s = self._deadline_s(timeout)
-        return await self._started().adelete(key_bytes(key), deadline_s)
+        with _Timed(self, timeout):
+            return await self._started().adelete(key_bytes(key), deadline_s)
 
     # -- many keys ------------------------------------------------------------------------------
 
@@ -246,7 +278,8 @@ class Group:
         deadline_s = self._deadline_s(timeout)
         found, missing = self._look_up_many(keys)
         if missing:
-            loaded = self._started().get_many(list(missing), deadline_s)
+            with _Timed(self, timeout):
+                loaded = self._started().get_many(list(missing), deadline_s)
             self._merge(found, missing, loaded)
         return found
 
@@ -255,7 +288,8 @@ class Group:
         deadline_s = self._deadline_s(timeout)
         found, missing = self._look_up_many(keys)
         if missing:
-            loaded = await self._started().aget_many(list(missing), deadline_s)
+            with _Timed(self, timeout):
+                loaded = await self._started().aget_many(list(missing), deadline_s)
             self._merge(found, missing, loaded)
         return found
 
@@ -270,7 +304,8 @@ class Group:
         deadline_s = self._deadline_s(timeout)
         data = self._encoded(items)
         if data:
-            self._started().set_many(data, seconds_to_ms(ttl, "ttl"), deadline_s)
+            with _Timed(self, timeout):
+                self._started().set_many(data, seconds_to_ms(ttl, "ttl"), deadline_s)
 
     async def aset_many(
         self,
@@ -283,27 +318,30 @@ class Group:
         deadline_s = self._deadline_s(timeout)
         data = self._encoded(items)
         if data:
-            await self._started().aset_many(data, seconds_to_ms(ttl, "ttl"), deadline_s)
+            with _Timed(self, timeout):
+                await self._started().aset_many(data, seconds_to_ms(ttl, "ttl"), deadline_s)
 
     def delete_many(self, keys: Iterable[K], *, timeout: float | None = None) -> int:
         """Drop several keys; return how many had a value."""
         deadline_s = self._deadline_s(timeout)
         data = list(dict.fromkeys(key_bytes(key) for key in _keys(keys)))
-        return self._started().delete_many(data, deadline_s) if data else 0
+        with _Timed(self, timeout):
+            return self._started().delete_many(data, deadline_s) if data else 0
 
     async def adelete_many(self, keys: Iterable[K], *, timeout: float | None = None) -> int:
         """As `delete_many`."""
         deadline_s = self._deadline_s(timeout)
         data = list(dict.fromkeys(key_bytes(key) for key in _keys(keys)))
-        return await self._started().adelete_many(data, deadline_s) if data else 0
+        with _Timed(self, timeout):
+            return await self._started().adelete_many(data, deadline_s) if data else 0
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self, *, timeout: float | None = None) -> dict[str, Any]:
         """Return counters: gets, hits by layer, misses, loads, sets, items, bytes, evictions..."""
-        return self._started().stats()
+        return self._started().stats(self._deadline_s(timeout))
 
-    async def astats(self) -> dict[str, Any]:
+    async def astats(self, *, timeout: float | None = None) -> dict[str, Any]:
         """As `stats`."""
-        return await self._started().astats()
+        return await self._started().astats(self._deadline_s(timeout))
 
     # -- like a dict, like a function -----------------------------------------------------------
 
@@ -321,9 +359,10 @@ class Group:
         key_bytes(key)  # type: ignore[arg-type] # it is what checks the type
         return isinstance(self._lookup(key), bytes)  # type: ignore[arg-type]
 
-    def __call__(self, key: Key) -> Any:
+    def __call__(self, key: Key, default: Any = _RAISE, *, timeout: float | None = None) -> Any:
         """Return `get`'s value, or `aget`'s awaitable where the getter is async."""
-        return self.aget(key) if self._getter.is_async else self.get(key)
+        get = self.aget if self._getter.is_async else self.get
+        return get(key, default, timeout=timeout)
 
     # -- for whoever runs the getter (getters.Loadable) -----------------------------------------
 

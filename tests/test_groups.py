@@ -486,3 +486,25 @@ def test_making_a_group_loads_neither_asyncio_nor_grpc() -> None:
         env={**os.environ, "PYTHONPATH": os.getcwd()},
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_deadline_error_says_which_time_was_over() -> None:
+    hold = threading.Event()
+    group = Group("late", getter=lambda key: hold.wait(10), load_timeout=9)
+    try:
+        for timeout, told in ((0.05, 0.05),):
+            with pytest.raises(DeadlineExceededError) as caught:
+                group.get("k", timeout=timeout)
+            assert (caught.value.timeout_s, caught.value.group) == (told, "late")
+            with pytest.raises(DeadlineExceededError) as caught:
+                group.get_many(["a", "b"], timeout=timeout)
+            assert caught.value.timeout_s == told
+    finally:
+        hold.set()
+
+
+def test_calling_a_group_and_its_stats_take_a_timeout() -> None:
+    group = Group("called", getter=lambda key: SCORES[key])
+    assert group("Tom", timeout=5) == b"630"
+    assert group("nobody", None) is None
+    assert group.stats(timeout=5)["loads"] == 2

@@ -21,7 +21,7 @@ import click
 import kamacache
 from kamacache.errors import ConfigError
 from kamacache.limits import FRONTS_MAX, WORKERS_MAX
-from kamacache.node.exits import NodeEndError
+from kamacache.node.exits import NodeEndError, why_no_node
 from kamacache.node.settings import (
     ENVIRONMENT_PREFIX,
     LISTEN_DEFAULT,
@@ -30,7 +30,7 @@ from kamacache.node.settings import (
     from_layers,
     read_file,
 )
-from kamacache.rundir.context import EXIT_CONFIG
+from kamacache.rundir.context import EXIT_CONFIG, EXIT_ROLE
 
 EPILOG = """\
 Every option is also a variable (--run-dir: KAMACACHE_RUN_DIR) and a key of the TOML file
@@ -126,6 +126,8 @@ def command(config: str | None, **flags: Any) -> None:
 
 
 def _run(config: str | None, flags: dict[str, Any]) -> int:
+    if (reason := why_no_node()) is not None:
+        return _refused(EXIT_ROLE, reason)
     try:
         path = config or os.environ.get(ENVIRONMENT_PREFIX + "CONFIG")
         settings = from_layers(flags, os.environ, read_file(path) if path else {})

@@ -42,7 +42,7 @@ from kamacache.local.exchange import count_of, nest, value_of
 from kamacache.local.link import call_all
 from kamacache.local.loads import FallbackLoader
 from kamacache.local.mapping import DIRECT_READS, NodeMapping
-from kamacache.store import Answer, Arena, Lookup, NearCache, Negative
+from kamacache.store import Answer, Arena, Geometry, Lookup, NearCache, Negative, check_value_size
 from kamacache.store.entries import Entry, EntryLookup
 from kamacache.store.near import NEAR_CACHE_BYTES, NEAR_CACHE_ITEMS
 from kamacache.wire.messages import Delete, Get, Reply, Set, Stats
@@ -63,7 +63,7 @@ def _nothing(key: str | bytes) -> Answer:
 class _Bound:
     """A group in one mapping: what changes when the node is started anew."""
 
-    __slots__ = ("entry", "lookup", "mapping", "near", "reads", "spec")
+    __slots__ = ("entry", "geometry", "lookup", "mapping", "near", "reads", "spec")
 
     def __init__(
         self,
@@ -83,8 +83,13 @@ class _Bound:
         ends = None if user is None else user.get_ends
         self.lookup: Lookup = mapping.lookup(name, self.near, renewed, ends)
         self.entry: EntryLookup = mapping.entry_lookup(name)
+        self.geometry: Geometry = mapping.arenas(name)[0].geometry
         mapping.counters()  # while they can be opened: counting must not fail later
         self.reads = UnpublishedReads(self.lookup)
+
+    def check_sizes(self, items: Mapping[bytes, bytes]) -> None:
+        """Raise `ValueTooLargeError` where one of several values is too large."""
+        check_value_size(self.spec.name, self.geometry, max(items.values(), key=len, default=b""))
 
 
 class AttachedEngine:
@@ -168,6 +173,7 @@ class AttachedEngine:
     def set(self, key: bytes, value: bytes, ttl_ms: int | None, deadline_s: float | None) -> None:
         """Keep a value; returns when the worker has stored it."""
         bound, until_s = self._for_write(deadline_s)
+        check_value_size(self._name, bound.geometry, value)
         request = Set(group=self._name, key=key, value=value, ttl_ms=ttl_ms)
         nest(request)
         bound.mapping.links[self._shard(key, bound)].call(request, until_s)
@@ -178,6 +184,7 @@ class AttachedEngine:
     ) -> None:
         """As `set`."""
         bound, until_s = self._for_write(deadline_s)
+        check_value_size(self._name, bound.geometry, value)
         request = Set(group=self._name, key=key, value=value, ttl_ms=ttl_ms)
         nest(request)
         await bound.mapping.async_links[self._shard(key, bound)].call(request, until_s)
@@ -244,8 +251,13 @@ class AttachedEngine:
     def set_many(
         self, items: Mapping[bytes, bytes], ttl_ms: int | None, deadline_s: float | None
     ) -> None:
-        """Keep several values; the first error is raised after all workers have answered."""
+        """Keep several values; nothing is sent if one is too large.
+
+        Another error, such as a worker that cannot be reached, is raised after all workers have
+        answered: what the others stored stands.
+        """
         bound, until_s = self._for_write(deadline_s)
+        bound.check_sizes(items)
         for batch in set_batches(self._name, items, ttl_ms, bound.mapping.description):
             count_all(call_all([(bound.mapping.links[s], r) for s, r in batch], until_s))
         self._counts.fresh["sets"] += len(items)
@@ -255,6 +267,7 @@ class AttachedEngine:
     ) -> None:
         """As `set_many`."""
         bound, until_s = self._for_write(deadline_s)
+        bound.check_sizes(items)
         for batch in set_batches(self._name, items, ttl_ms, bound.mapping.description):
             links = bound.mapping.async_links
             count_all(await acall_all(links[s].call(request, until_s) for s, request in batch))
@@ -283,18 +296,18 @@ class AttachedEngine:
 
     # -- numbers ---------------------------------------------------------------------------
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self, deadline_s: float | None = None) -> dict[str, Any]:
         """Return the group's counters over the whole node, and what this process keeps near.
 
         Hits of other processes are at most `COUNTER_FLUSH_S` and their next read behind.
         """
-        bound, until_s = self._for_write(time.monotonic() + STATS_TIMEOUT_S)
+        bound, until_s = self._for_write(deadline_s or time.monotonic() + STATS_TIMEOUT_S)
         requests = [(links, Stats(group=self._name)) for links in bound.mapping.links]
         return self._stats(bound, call_all(requests, until_s))
 
-    async def astats(self) -> dict[str, Any]:
+    async def astats(self, deadline_s: float | None = None) -> dict[str, Any]:
         """As `stats`."""
-        bound, until_s = self._for_write(time.monotonic() + STATS_TIMEOUT_S)
+        bound, until_s = self._for_write(deadline_s or time.monotonic() + STATS_TIMEOUT_S)
         links = bound.mapping.async_links
         replies = await acall_all(link.call(Stats(group=self._name), until_s) for link in links)
         return self._stats(bound, replies)
@@ -387,8 +400,16 @@ class AttachedEngine:
         return self._fallback
 
     def _unavailable(self) -> NodeUnavailableError:
-        error = self._attachment.unavailable()
-        error.__cause__ = self._unbound
+        reason = self._unbound
+        if reason is None:
+            return self._attachment.unavailable()
+        run_dir = self._attachment.run_dir.path
+        error = NodeUnavailableError(
+            f"a node serves at {run_dir}, but this process cannot use it: {reason}; do both run "
+            "the same version of kamacache?",
+            run_dir=str(run_dir),
+        )
+        error.__cause__ = reason
         return error
 
     # -- requests --------------------------------------------------------------------------

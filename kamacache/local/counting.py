@@ -126,7 +126,7 @@ def group_stats(
         **{name: count for name, count in totals.items() if name not in ("gets", "errors")},
         **summed,
         "capacity_bytes": sum(arena.geometry.total_bytes for arena in arenas),
-        "value_bytes_max": arenas[0].geometry.value_bytes_max(1),
+        "value_bytes_max": arenas[0].geometry.value_bytes_max,
         # Of this process alone, in the node's present life.
         "own": dict(zip(_OWN, lookup.counts(), strict=True)),
         "near_items": len(near.entries) if near else 0,

@@ -62,7 +62,7 @@ class Engine(Protocol):
     def delete_many(self, keys: Sequence[bytes], deadline_s: float | None) -> int:
         """Drop several keys; return how many had a value."""
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self, deadline_s: float | None = None) -> dict[str, Any]:
         """Return the counters."""
 
     async def aget(self, key: bytes, deadline_s: float | None) -> bytes | None:
@@ -89,7 +89,7 @@ class Engine(Protocol):
     async def adelete_many(self, keys: Sequence[bytes], deadline_s: float | None) -> int:
         """As `delete_many`."""
 
-    async def astats(self) -> dict[str, Any]:
+    async def astats(self, deadline_s: float | None = None) -> dict[str, Any]:
         """As `stats`."""
 
     def close(self) -> None:

@@ -122,7 +122,7 @@ class SingleEngine:
             self._maintain()
             return sum([self._drop(key) for key in keys])
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self, deadline_s: float | None = None) -> dict[str, Any]:
         """Return what happened in this process since it began, or since its fork."""
         with self._lock:
             self._maintain()
@@ -187,7 +187,7 @@ class SingleEngine:
         """As `delete_many`."""
         return self.delete_many(keys, deadline_s)
 
-    async def astats(self) -> dict[str, Any]:
+    async def astats(self, deadline_s: float | None = None) -> dict[str, Any]:
         """As `stats`."""
         return self.stats()
 

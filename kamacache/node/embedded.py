@@ -35,7 +35,7 @@ from kamacache.errors import ConfigError, KamaCacheError, NodeUnavailableError
 from kamacache.getters import Loadable
 from kamacache.limits import BOOT_FAILURES_MAX, BOOT_TIMEOUT_S, DRAIN_TIMEOUT_S
 from kamacache.node.address import parse_address
-from kamacache.node.exits import NodeEndError, flush_streams
+from kamacache.node.exits import NodeEndError, flush_streams, why_no_node
 from kamacache.node.settings import (
     READERS,
     NodeSettings,
@@ -144,6 +144,8 @@ class Node:
         Raises `ConfigError` where this process cannot be forked or a setting is wrong, and
         `NodeUnavailableError` with the node's reason where it does not come up.
         """
+        if (reason := why_no_node()) is not None:
+            raise ConfigError(reason, setting="platform", value=sys.platform)
         if not self._groups:
             raise ConfigError("the node has no group; register_group() one first", setting="groups")
         self._check_forkable()

@@ -18,7 +18,6 @@ import structlog
 import kamacache
 from kamacache import store
 from kamacache.config import GroupSpec
-from kamacache.limits import KEY_BYTES_MAX
 from kamacache.node.address import Address, hold_port
 from kamacache.node.exits import NodeEndError
 from kamacache.node.settings import NodeSettings
@@ -177,7 +176,7 @@ def _tell_size(spec: GroupSpec, workers: int) -> None:
         group=spec.name,
         bytes=total,
         eviction=spec.eviction,
-        value_bytes_max=sizes.value_bytes_max(KEY_BYTES_MAX),
+        value_bytes_max=sizes.value_bytes_max,
     )
     if total > spec.cache_bytes:
         log.warning(

@@ -17,6 +17,16 @@ class NodeEndError(Exception):
         self.message = message
 
 
+def why_no_node() -> str | None:
+    """Return why no node can run on this platform, None where one can."""
+    if sys.platform == "linux":
+        return None
+    return (
+        f"a node needs Linux (shared memory with posix_fallocate, pidfds), this is {sys.platform}; "
+        "groups without a node work here"
+    )
+
+
 def bad_config(message: str) -> NodeEndError:
     """Return the `NodeEndError` of a setting that cannot work."""
     return NodeEndError(EXIT_CONFIG, message)

@@ -24,7 +24,7 @@ from kamacache.store.eviction import touch_of
 from kamacache.store.layout import Geometry, geometry
 from kamacache.store.near import NearCache
 from kamacache.store.reader import NEGATIVE, Answer, GetEnds, Lookup, Negative, make_lookup
-from kamacache.store.writer import ShardWriter, published_counters
+from kamacache.store.writer import ShardWriter, check_value_size, published_counters
 
 __all__ = [
     "NEGATIVE",
@@ -38,6 +38,7 @@ __all__ = [
     "ShardIdentity",
     "ShardPaths",
     "ShardWriter",
+    "check_value_size",
     "create_shard",
     "geometry",
     "make_lookup",

@@ -41,7 +41,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from kamacache.errors import ConfigError
-from kamacache.limits import VALUE_BYTES_CEILING
+from kamacache.limits import KEY_BYTES_MAX, VALUE_BYTES_CEILING
 
 FORMAT: Final = 1
 # Word 0 of the file. An empty index word names place 0 and may match a tag of 0: the low bits are
@@ -161,10 +161,10 @@ class Geometry:
         """Bytes of both files."""
         return self.data_bytes + self.access_bytes
 
-    def value_bytes_max(self, key_bytes: int) -> int:
-        """Return the largest value that a key of this length can have."""
-        room = self.segment_bytes - RECORD_HEADER_BYTES - key_bytes
-        return min(room, VALUE_BYTES_CEILING)
+    @property
+    def value_bytes_max(self) -> int:
+        """The largest value, whatever the key: what fits one segment beside the longest key."""
+        return min(self.segment_bytes - RECORD_HEADER_BYTES - KEY_BYTES_MAX, VALUE_BYTES_CEILING)
 
 
 def _segments_for(log_bytes: int) -> int:

@@ -37,6 +37,7 @@ from kamacache.store.layout import (
     SLOT_MASK,
     TAG_SHIFT,
     VALUE_LENGTH_SHIFT,
+    Geometry,
     expiry_of,
 )
 from kamacache.store.reader import Answer, make_lookup
@@ -81,6 +82,7 @@ class ShardWriter:
         self._index = ShardIndex(arena, self._marks)
         self._access = arena.access
         self._segment_bytes = arena.geometry.segment_bytes
+        self._value_bytes_max = arena.geometry.value_bytes_max
         self._log = SegmentLog(arena, 2 if eviction == "s3fifo" else 1)
         self._policy = make_policy(eviction, arena, self._log)
         self._one_class = self._policy.classes == 1
@@ -121,8 +123,8 @@ class ShardWriter:
         """
         key_bytes = len(key)
         size = (RECORD_HEADER_BYTES + key_bytes + len(value) + 7) & ~7
-        if size > self._segment_bytes:
-            self.check_size(key, value)
+        if len(value) > self._value_bytes_max:
+            self.check_size(value)
         digest = xxh3_64_intdigest(key, self._seed)
         slot, old_word = self._index.find(key, digest)
         words, segments = self._words, self._log
@@ -175,9 +177,9 @@ class ShardWriter:
         `ValueTooLargeError` before anything is stored.
         """
         sizes = [(RECORD_HEADER_BYTES + len(key) + len(value) + 7) & ~7 for key, value in items]
-        if max(sizes, default=0) > self._segment_bytes:
-            for key, value in items:
-                self.check_size(key, value)
+        if max(sizes, default=0) > self._value_bytes_max:
+            for _, value in items:
+                self.check_size(value)
         if not self._one_class or 0 < expiry_ms <= self._clock_ms():
             for key, value in items:
                 self.put(key, value, expiry_ms)
@@ -290,17 +292,9 @@ class ShardWriter:
         _, word = self._index.find(key, xxh3_64_intdigest(key, self._seed))
         return self._words[(word & PLACE_MASK) + 2] >> STAMP_SHIFT if word else 0
 
-    def check_size(self, key: bytes, value: bytes) -> None:
+    def check_size(self, value: bytes) -> None:
         """Raise `ValueTooLargeError` where the value can never be stored."""
-        limit = self.arena.geometry.value_bytes_max(len(key))
-        if len(value) > limit:
-            raise ValueTooLargeError(
-                f"group {self.group!r}: a value of {len(value)} bytes is above the limit of "
-                f"{limit} (one segment of its shard); raise cache_bytes or use fewer workers",
-                value_bytes=len(value),
-                limit_bytes=limit,
-                group=self.group,
-            )
+        check_value_size(self.group, self.arena.geometry, value)
 
     # -- entries ---------------------------------------------------------------------------
 
@@ -481,6 +475,19 @@ class ShardWriter:
         """Publish the counters and give up the lock; the files stay."""
         self.maintain()
         self.arena.close()
+
+
+def check_value_size(group: str, sizes: Geometry, value: bytes) -> None:
+    """Raise `ValueTooLargeError` where a value is too large for shards of this geometry."""
+    limit = sizes.value_bytes_max
+    if len(value) > limit:
+        raise ValueTooLargeError(
+            f"group {group!r}: a value of {len(value)} bytes is above the limit of {limit} (one "
+            "segment of its shard); raise cache_bytes or use fewer workers",
+            value_bytes=len(value),
+            limit_bytes=limit,
+            group=group,
+        )
 
 
 def published_counters(arena: Arena) -> dict[str, int]:

@@ -198,7 +198,7 @@ async def test_bad_ttl_and_keys_without_values_are_invalid_arguments(serving: An
 
 async def test_a_value_above_the_shards_limit_is_out_of_range(serving: Any) -> None:
     engine = ShardEngine()
-    limit = engine.writer.arena.geometry.value_bytes_max(1)
+    limit = engine.writer.arena.geometry.value_bytes_max
     async with serving(engine) as (_, channel):
         stub = CacheStub(channel)
         await stub.Set(pb.SetRequest(group="scores", key=b"k", value=b"v" * limit))

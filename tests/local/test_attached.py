@@ -131,7 +131,7 @@ def test_batches_larger_than_a_frame() -> None:
 
 def test_set_many_of_several_megabytes_in_frames_of_eight() -> None:
     plain = group("plain", getter=None)
-    value = b"x" * (plain.stats()["value_bytes_max"] - 16)  # that is beside a key of one byte
+    value = b"x" * plain.stats()["value_bytes_max"]
     items: dict[Any, bytes] = {f"large{number}": value for number in range(300)}
     assert sum(map(len, items.values())) > 9 << 20
     plain.set_many(items)
@@ -144,12 +144,18 @@ def test_set_many_of_several_megabytes_in_frames_of_eight() -> None:
 def test_value_above_the_limit_is_refused_and_changes_nothing() -> None:
     plain = group("plain", getter=None)
     plain.set("k", b"1")
-    too_large = b"x" * (plain.stats()["value_bytes_max"] + 2000)
-    with pytest.raises(ValueTooLargeError):
-        plain.set("k", too_large)
-    with pytest.raises(ValueTooLargeError):
-        plain.set_many({"k": too_large})
+    limit = plain.stats()["value_bytes_max"]
+    for too_large in (b"x" * (limit + 1), b"x" * (40 << 20)):  # the second is above a frame, too
+        with pytest.raises(ValueTooLargeError) as caught:
+            plain.set("k", too_large)
+        assert caught.value.limit_bytes == limit
+        with pytest.raises(ValueTooLargeError):
+            plain.set_many({f"k{number}": b"2" for number in range(50)} | {"k": too_large})
+        with pytest.raises(ValueTooLargeError):
+            asyncio.run(plain.aset("k", too_large))
     assert plain.get("k") == b"1"
+    assert not plain.get_many([f"k{number}" for number in range(50)])
+    plain.set("k", b"x" * limit)
 
 
 def test_ttl_ends_near_entries_too(wait_until: WaitUntil) -> None:

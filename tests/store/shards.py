@@ -90,7 +90,7 @@ class Shard:
 
     @property
     def value_bytes_max(self) -> int:
-        return self.geometry.value_bytes_max(8)
+        return self.geometry.value_bytes_max
 
 
 def live_by_segment(arena: Arena) -> dict[int, int]:

@@ -42,8 +42,8 @@ def test_every_size_gives_files_that_hold_their_parts(
     # Every place has 33 bits, a segment's fill and its live bytes 32 each.
     assert sizes.data_bytes <= 8 << 33
     assert sizes.segment_bytes < 1 << 32
-    assert sizes.value_bytes_max(KEY_BYTES_MAX) > 0
-    record = layout.RECORD_HEADER_BYTES + 7 + sizes.value_bytes_max(7)
+    assert sizes.value_bytes_max > 0
+    record = layout.RECORD_HEADER_BYTES + 7 + sizes.value_bytes_max
     assert padded(record) <= sizes.segment_bytes
 
 

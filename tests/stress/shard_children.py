@@ -64,7 +64,7 @@ class Setting:
 
     def operations(self, writer: ShardWriter | None = None) -> Operations:
         identity = ShardIdentity(self.spec(), 0, 1, SEED, BOOT_ID)
-        return Operations(identity.geometry().value_bytes_max(16))
+        return Operations(identity.geometry().value_bytes_max)
 
     def command(self, role: str) -> list[str]:
         return [sys.executable, "-m", __name__, role, json.dumps(asdict(self))]

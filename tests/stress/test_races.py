@@ -31,7 +31,7 @@ def test_no_reader_sees_torn_foreign_outdated_or_expired_values(
 ) -> None:
     reads = (READS_FULL if stress_full else READS_SHORT) // READERS
     setting = Setting(
-        shm_dir=str(shm_dir), eviction=eviction, cache_bytes=2 << 20, keys=2_000, reads=reads
+        shm_dir=str(shm_dir), eviction=eviction, cache_bytes=2 << 20, keys=4_000, reads=reads
     )
     journal = setting.open_journal(create=True)
     writer = start(setting.command("write"))
