@@ -68,7 +68,7 @@ def replay_here(
         print(f"a shard has at least {least} bytes: that is replayed", file=sys.stderr)
     get, put, value = lookup.get, writer.put, b"v" * value_bytes
     if keys:
-        writer.check_size(value)
+        writer.check_size(max(keys, key=len), value)
     misses = 0
     residents: list[int] = []
     half = len(keys) // 2

@@ -27,7 +27,7 @@ from kamacache import calls
 from kamacache.config import GroupSpec
 from kamacache.errors import KamaCacheError, NodeUnavailableError, StorageError
 from kamacache.hashing import shard_hash, worker_of
-from kamacache.limits import LOAD_TIMEOUT_S, REATTACH_EVERY_S
+from kamacache.limits import KEY_BYTES_MAX, LOAD_TIMEOUT_S, REATTACH_EVERY_S
 from kamacache.local.batching import (
     Gathered,
     acall_all,
@@ -89,7 +89,10 @@ class _Bound:
 
     def check_sizes(self, items: Mapping[bytes, bytes]) -> None:
         """Raise `ValueTooLargeError` where one of several values is too large."""
-        check_value_size(self.spec.name, self.geometry, max(items.values(), key=len, default=b""))
+        longest = max(map(len, items.values()), default=0)
+        if longest > self.geometry.value_bytes_beside(KEY_BYTES_MAX):
+            for key, value in items.items():
+                check_value_size(self.spec.name, self.geometry, key, value)
 
 
 class AttachedEngine:
@@ -173,7 +176,7 @@ class AttachedEngine:
     def set(self, key: bytes, value: bytes, ttl_ms: int | None, deadline_s: float | None) -> None:
         """Keep a value; returns when the worker has stored it."""
         bound, until_s = self._for_write(deadline_s)
-        check_value_size(self._name, bound.geometry, value)
+        check_value_size(self._name, bound.geometry, key, value)
         request = Set(group=self._name, key=key, value=value, ttl_ms=ttl_ms)
         nest(request)
         bound.mapping.links[self._shard(key, bound)].call(request, until_s)
@@ -184,7 +187,7 @@ class AttachedEngine:
     ) -> None:
         """As `set`."""
         bound, until_s = self._for_write(deadline_s)
-        check_value_size(self._name, bound.geometry, value)
+        check_value_size(self._name, bound.geometry, key, value)
         request = Set(group=self._name, key=key, value=value, ttl_ms=ttl_ms)
         nest(request)
         await bound.mapping.async_links[self._shard(key, bound)].call(request, until_s)

@@ -41,7 +41,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from kamacache.errors import ConfigError
-from kamacache.limits import KEY_BYTES_MAX, VALUE_BYTES_CEILING
+from kamacache.limits import VALUE_BYTES_CEILING
 
 FORMAT: Final = 1
 # Word 0 of the file. An empty index word names place 0 and may match a tag of 0: the low bits are
@@ -111,6 +111,7 @@ SEGMENTS_MIN: Final = 64
 # 49 bytes an item of 128 bytes (scripts/bench/memory.py); more make the largest value smaller.
 SEGMENTS_USUAL: Final = 96
 SEGMENT_BYTES_MIN: Final = 4096
+KEY_BYTES_USUAL: Final = 64
 SEGMENT_BYTES_GROW: Final = 1 << 20  # larger shards get more segments, not larger ones ...
 SEGMENTS_MAX: Final = 16_384  # ... up to this many
 # Two choices of 8-slot buckets fail 0.02 % of inserts at load 0.8 (DESIGN.md section 4); 0.75
@@ -163,8 +164,13 @@ class Geometry:
 
     @property
     def value_bytes_max(self) -> int:
-        """The largest value, whatever the key: what fits one segment beside the longest key."""
-        return min(self.segment_bytes - RECORD_HEADER_BYTES - KEY_BYTES_MAX, VALUE_BYTES_CEILING)
+        """The largest value: what fits one segment beside a key of up to 64 bytes."""
+        return self.value_bytes_beside(0)
+
+    def value_bytes_beside(self, key_bytes: int) -> int:
+        """Return the largest value beside a key of this length: less for one above 64 bytes."""
+        room = self.segment_bytes - RECORD_HEADER_BYTES - max(key_bytes, KEY_BYTES_USUAL)
+        return min(room, VALUE_BYTES_CEILING)
 
 
 def _segments_for(log_bytes: int) -> int:

@@ -123,8 +123,8 @@ class ShardWriter:
         """
         key_bytes = len(key)
         size = (RECORD_HEADER_BYTES + key_bytes + len(value) + 7) & ~7
-        if len(value) > self._value_bytes_max:
-            self.check_size(value)
+        if len(value) > self._value_bytes_max or size > self._segment_bytes:
+            self.check_size(key, value)
         digest = xxh3_64_intdigest(key, self._seed)
         slot, old_word = self._index.find(key, digest)
         words, segments = self._words, self._log
@@ -178,8 +178,8 @@ class ShardWriter:
         """
         sizes = [(RECORD_HEADER_BYTES + len(key) + len(value) + 7) & ~7 for key, value in items]
         if max(sizes, default=0) > self._value_bytes_max:
-            for _, value in items:
-                self.check_size(value)
+            for key, value in items:
+                self.check_size(key, value)
         if not self._one_class or 0 < expiry_ms <= self._clock_ms():
             for key, value in items:
                 self.put(key, value, expiry_ms)
@@ -292,9 +292,9 @@ class ShardWriter:
         _, word = self._index.find(key, xxh3_64_intdigest(key, self._seed))
         return self._words[(word & PLACE_MASK) + 2] >> STAMP_SHIFT if word else 0
 
-    def check_size(self, value: bytes) -> None:
+    def check_size(self, key: bytes, value: bytes) -> None:
         """Raise `ValueTooLargeError` where the value can never be stored."""
-        check_value_size(self.group, self.arena.geometry, value)
+        check_value_size(self.group, self.arena.geometry, key, value)
 
     # -- entries ---------------------------------------------------------------------------
 
@@ -477,9 +477,9 @@ class ShardWriter:
         self.arena.close()
 
 
-def check_value_size(group: str, sizes: Geometry, value: bytes) -> None:
+def check_value_size(group: str, sizes: Geometry, key: bytes, value: bytes) -> None:
     """Raise `ValueTooLargeError` where a value is too large for shards of this geometry."""
-    limit = sizes.value_bytes_max
+    limit = sizes.value_bytes_beside(len(key))
     if len(value) > limit:
         raise ValueTooLargeError(
             f"group {group!r}: a value of {len(value)} bytes is above the limit of {limit} (one "

@@ -43,8 +43,10 @@ def test_every_size_gives_files_that_hold_their_parts(
     assert sizes.data_bytes <= 8 << 33
     assert sizes.segment_bytes < 1 << 32
     assert sizes.value_bytes_max > 0
-    record = layout.RECORD_HEADER_BYTES + 7 + sizes.value_bytes_max
-    assert padded(record) <= sizes.segment_bytes
+    for key_bytes in (1, 64, 65, KEY_BYTES_MAX):
+        record = layout.RECORD_HEADER_BYTES + key_bytes + sizes.value_bytes_beside(key_bytes)
+        assert padded(record) <= sizes.segment_bytes
+        assert sizes.value_bytes_beside(key_bytes) <= sizes.value_bytes_max
 
 
 @given(

@@ -87,7 +87,7 @@ def test_a_value_too_large_is_an_error_before_anything_is_stored() -> None:
     with pytest.raises(ValueTooLargeError):
         shard.writer.put_many([(b"a", b"1"), (b"b", too_large), (b"c", b"3")])
     assert shard.writer.items == 0
-    largest = too_large[: shard.geometry.value_bytes_max]
+    largest = too_large[: shard.geometry.value_bytes_beside(1024)]
     shard.writer.put_many([(b"a", b"1"), (b"k" * 1024, largest)])
     assert shard.lookup.get(b"k" * 1024) == largest
 
