@@ -13,7 +13,7 @@ import time
 from contextvars import ContextVar
 from typing import NamedTuple
 
-from kamacache.errors import ConfigError, DeadlineExceededError, LoadError
+from kamacache.errors import ConfigError, LoadError
 from kamacache.limits import CALL_TIMEOUT_MAX_S, LOAD_DEPTH_MAX
 
 ChainLink = tuple[str, bytes]  # (group, key)
@@ -82,15 +82,3 @@ def check_chain(group: str, key: bytes, depth: int, chain: tuple[ChainLink, ...]
             key=key,
             cause_type="depth",
         )
-
-
-def remaining_s(deadline_s: float, group: str, *, shard: int | None = None) -> float:
-    """Return the seconds left; raise `DeadlineExceededError` when there are none."""
-    left = deadline_s - time.monotonic()
-    if left <= 0:
-        raise DeadlineExceededError(
-            f"group {group!r}: the deadline passed before the answer came",
-            group=group,
-            shard=shard,
-        )
-    return left

@@ -141,11 +141,6 @@ def role_engines(
     return {spec.name: AttachedEngine(attachment, spec.name) for spec in description.groups}
 
 
-def attached() -> Attachment | None:
-    """Return the attachment of this process's groups, if it has one."""
-    return _attached
-
-
 def _attach(attachment: Attachment) -> None:
     global _attached
     was, _attached = _attached, attachment

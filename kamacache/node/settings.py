@@ -8,7 +8,6 @@ table names each setting once; flag, environment variable and TOML key follow fr
 
 from __future__ import annotations
 
-import dataclasses
 import grp
 import os
 import tomllib
@@ -259,8 +258,3 @@ def _gid(group: str | None) -> int | None:
             setting="socket_group",
             value=group,
         ) from error
-
-
-def with_port(settings: NodeSettings, listen: Address) -> NodeSettings:
-    """Return the settings with the port that was found."""
-    return dataclasses.replace(settings, listen=listen)

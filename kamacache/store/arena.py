@@ -38,8 +38,6 @@ from kamacache.store.layout import (
 
 log = logging.getLogger("kamacache.store")
 
-TMPFS_MAGIC = 0x01021994  # statfs(2): TMPFS_MAGIC
-
 
 @dataclass(frozen=True, slots=True)
 class ShardIdentity:

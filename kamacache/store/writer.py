@@ -17,7 +17,7 @@ from xxhash import xxh3_64_intdigest
 from kamacache.clock import STAMP_SHIFT, HybridClock, boottime_ms
 from kamacache.errors import ValueTooLargeError
 from kamacache.store.arena import Arena
-from kamacache.store.eviction import S3FifoPolicy, Verdict, make_policy, touch_of
+from kamacache.store.eviction import S3FifoPolicy, Verdict, classes_of, make_policy, touch_of
 from kamacache.store.index import ShardIndex
 from kamacache.store.layout import (
     CHECKSUM_MASK,
@@ -83,7 +83,7 @@ class ShardWriter:
         self._access = arena.access
         self._segment_bytes = arena.geometry.segment_bytes
         self._value_bytes_max = arena.geometry.value_bytes_max
-        self._log = SegmentLog(arena, 2 if eviction == "s3fifo" else 1)
+        self._log = SegmentLog(arena, classes_of(eviction))
         self._policy = make_policy(eviction, arena, self._log)
         self._one_class = self._policy.classes == 1
         self._fresh, self._hottest = self._policy.fresh, self._policy.touch[255]
