@@ -51,6 +51,25 @@ PULSE_EVERY_S: Final = 5.0  # how often the supervisor pings each worker
 HUNG_WORKER_S: Final = 60.0  # a worker whose loop answers no ping for so long is killed
 BOOT_FAILURES_MAX: Final = 3  # deaths before ready, in a row, that end the node with exit code 3
 
+# Peers: the other nodes of a cluster.
+MEMBERS_MAX: Final = 1_024  # nodes of one cluster
+WEIGHT_MAX: Final = 64  # of one node on the ring
+VIRTUAL_NODES: Final = 2_048  # of a node of weight 1
+PEER_CONNECT_S: Final = 1.0  # for a link to be dialled and greeted
+PEER_PING_EVERY_S: Final = 0.3  # on a link that is otherwise silent
+PEER_SILENCE_S: Final = 1.2  # nothing heard for so long: the link has failed
+PEER_WRITE_S: Final = 1.2  # an owner that gets a write later than this refuses it
+PEER_RETRY_FIRST_S: Final = 0.02
+PEER_RETRY_MAX_S: Final = 0.5  # jittered down to half
+PEER_REQUESTS_MAX: Final = 4_096  # under way on one link
+PEER_UNSENT_BYTES_MAX: Final = 64 << 20  # of requests that wait on one link
+PEER_BATCH_BYTES: Final = 1 << 20  # frames of one link message, unless a single one is larger
+PEER_TRIES_MAX: Final = 3  # nodes asked for one key before it is loaded where it was asked for
+INVALIDATIONS_MAX: Final = 100_000  # keys that wait for one peer, in one worker
+INVALIDATION_BYTES_MAX: Final = 16 << 20  # of their keys
+HANDOFF_S: Final = 60.0  # for which a node that gained keys asks the one that had them
+MEMBERSHIP_LOOK_EVERY_S: Final = 0.05  # how often a role looks at the membership's number
+
 # Getters.
 LOAD_DEPTH_MAX: Final = 4
 LOAD_THREADS: Final = 16  # default of a group's load_threads; each depth has its own budget

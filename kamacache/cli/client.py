@@ -109,7 +109,7 @@ class RemoteTarget:
         return dict(reply.groups[0].values)
 
     def _call(self, method: Callable[..., Any], request: Any) -> Any:
-        from kamacache.front.status import from_rpc
+        from kamacache.cluster.status import from_rpc
 
         try:
             return method(request, timeout=max(0.0, self._deadline_s - time.monotonic()))

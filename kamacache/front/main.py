@@ -16,6 +16,7 @@ import asyncio
 import logging
 import signal
 
+from kamacache.cluster.membership import MembershipReader
 from kamacache.errors import ConfigError
 from kamacache.front.settings import FrontSettings, set_grpc_environment
 from kamacache.rundir.context import RoleContext
@@ -56,7 +57,10 @@ async def _serve(context: RoleContext, settings: FrontSettings) -> None:
     from kamacache.front.server import FrontServer
     from kamacache.local.attach import role_engines
 
-    server = FrontServer(role_engines(context.run_dir, context.description), settings)
+    membership = MembershipReader(context.description)
+    server = FrontServer(
+        role_engines(context.run_dir, context.description), settings, membership.current
+    )
     await server.start()
     context.report_ready()
     await told.wait()

@@ -5,17 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from kamacache.cluster.membership import Membership
 from kamacache.errors import NodeUnavailableError
 from kamacache.front.engine import Engine
 from kamacache.front.health import HealthServicer
-from kamacache.front.servicer import SERVICE, CacheServicer
+from kamacache.front.servicer import ALONE, SERVICE, CacheServicer
 from kamacache.front.settings import FrontSettings
 
 HEALTH_NAME: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -24,14 +25,21 @@ HEALTH_NAME: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 class FrontServer:
     """One grpc.aio server over the node's groups. Make it on the loop that will run it."""
 
-    def __init__(self, engines: Mapping[str, Engine], settings: FrontSettings) -> None:
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        settings: FrontSettings,
+        membership: Callable[[], Membership] = lambda: ALONE,
+    ) -> None:
         self._settings = settings
         self.port = 0  # until it is bound
         self._health = HealthServicer((SERVICE.full_name,), watchers_max=settings.watchers_max)
         self._server = grpc.aio.server(
             options=settings.server_options(), maximum_concurrent_rpcs=settings.calls_max
         )
-        self._server.add_generic_rpc_handlers((CacheServicer(engines, settings).handler(),))
+        self._server.add_generic_rpc_handlers(
+            (CacheServicer(engines, settings, membership).handler(),)
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE.full_name, HEALTH_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)

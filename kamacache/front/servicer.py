@@ -5,7 +5,7 @@
     Get ── lookup (memory) ── hit ───────────────────────────► reply
                └── miss ── aget ──► worker of the key's shard ─► reply
 
-*Invariants*: every error leaves as a status of `kamacache.front.status`; a caller's deadline goes
+*Invariants*: every error leaves as a status of `kamacache.cluster.status`; a caller's deadline goes
 down with the call; what a batch collects is bounded by the message limit.
 """
 
@@ -20,6 +20,8 @@ from typing import Any, Final, NoReturn
 import grpc
 from google.protobuf.message_factory import GetMessageClass
 
+from kamacache.cluster.membership import Membership
+from kamacache.cluster.status import FIELD_ITEMS_MAX, BatchRangeError, to_status
 from kamacache.errors import (
     ConfigError,
     DeadlineExceededError,
@@ -29,13 +31,13 @@ from kamacache.errors import (
 )
 from kamacache.front.engine import Engine
 from kamacache.front.settings import FrontSettings
-from kamacache.front.status import FIELD_ITEMS_MAX, BatchRangeError, to_status
 from kamacache.limits import CALL_TIMEOUT_MAX_S, KEY_BYTES_MAX, TTL_MS_MAX
 from kamacache.store.entries import Entry
 from kamacache.v1 import kamacache_pb2 as pb
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Cache"]
 LOG_EVERY_S: Final = 10.0
+ALONE: Final = Membership(number=0, own="", members=())
 SLICE_KEYS: Final = 256  # looked up before a batch's bytes are counted again, and may be too many
 
 log = logging.getLogger("kamacache.front")
@@ -46,9 +48,15 @@ Handle = Callable[[Any, Any], Awaitable[Any]]
 class CacheServicer:
     """The methods of the service, each taking a request and its gRPC context."""
 
-    def __init__(self, engines: Mapping[str, Engine], settings: FrontSettings) -> None:
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        settings: FrontSettings,
+        membership: Callable[[], Membership] = lambda: ALONE,
+    ) -> None:
         self._engines = dict(engines)
         self._settings = settings
+        self._membership = membership
         self._logged_s = float("-inf")
         self._unlogged = 0
 
@@ -62,6 +70,7 @@ class CacheServicer:
             "BatchSet": self.batch_set,
             "BatchDelete": self.batch_delete,
             "Stats": self.stats,
+            "Members": self.members,
         }
         return grpc.method_handlers_generic_handler(
             SERVICE.full_name,
@@ -172,6 +181,14 @@ class CacheServicer:
             values = await self._engines[name].astats()
             numbers = {key: value for key, value in values.items() if type(value) is int}
             reply.groups.add(name=name, values=numbers)
+        return reply
+
+    async def members(self, request: pb.MembersRequest, context: Any) -> pb.MembersResponse:
+        """Answer who belongs to the cluster."""
+        known = self._membership()
+        reply = pb.MembersResponse(own=known.own, number=known.number)
+        for member in known.members:
+            reply.members.add(address=member.address, weight=member.weight)
         return reply
 
     def _deadline_s(self, context: Any) -> float | None:

@@ -124,6 +124,7 @@ class Estate:
             groups=self._groups,
             listen=str(self._address) if self._address else None,
             version=kamacache.__version__,
+            name=str(self._address) if self._address else None,
         )
         self.control = ControlWriter(described.control_path)
         create_counters(described.counters_path, len(self._groups))

@@ -1,9 +1,11 @@
 """The control words of a node: how long readers may trust its memory.
 
-*Process*: the supervisor writes, every attached process reads. One 4 KiB file of u64 words::
+*Process*: the supervisor writes, every attached process reads; word 3 has the writer that
+`kamacache.cluster.membership` names. One 4 KiB file of u64 words::
 
     word 0  magic          word 2  serve_until_ms, CLOCK_BOOTTIME milliseconds
-    word 1  format         3..511  reserved, 0
+    word 1  format         word 3  number of the membership, 0: none was written
+                           4..511  reserved, 0
 
 *Invariants*: words are stored and read aligned, through a view cast to "Q", so that no reader
 sees a half-written one (``struct.pack_into`` tears). serve_until_ms is always at most
@@ -28,6 +30,7 @@ CONTROL_FORMAT: Final = 1
 MAGIC: Final = 0
 FORMAT: Final = 1
 SERVE_UNTIL: Final = 2
+MEMBERSHIP: Final = 3
 
 
 class ControlWriter:

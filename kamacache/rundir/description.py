@@ -35,6 +35,9 @@ class NodeDescription(msgspec.Struct, frozen=True, kw_only=True):
     groups: list[GroupSpec]
     listen: str | None
     version: str
+    name: str | None = None  # HOST:PORT on the ring; None: it does not listen
+    clustered: bool = False  # whether it may have peers, now or later
+    api: str | None = None  # HOST:PORT of the HTTP role
 
     def socket_path(self, shard: int) -> str:
         """Where worker ``shard`` listens."""

@@ -139,3 +139,31 @@ class StatsResponse(_message.Message):
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     groups: _containers.RepeatedCompositeFieldContainer[StatsResponse.Group]
     def __init__(self, groups: _Optional[_Iterable[_Union[StatsResponse.Group, _Mapping]]] = ...) -> None: ...
+
+class MembersRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class MembersResponse(_message.Message):
+    __slots__ = ("own", "number", "members")
+    OWN_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    own: str
+    number: int
+    members: _containers.RepeatedCompositeFieldContainer[Member]
+    def __init__(self, own: _Optional[str] = ..., number: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ...) -> None: ...
+
+class Member(_message.Message):
+    __slots__ = ("address", "weight")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    weight: int
+    def __init__(self, address: _Optional[str] = ..., weight: _Optional[int] = ...) -> None: ...
+
+class LinkFrames(_message.Message):
+    __slots__ = ("frames",)
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    frames: bytes
+    def __init__(self, frames: _Optional[bytes] = ...) -> None: ...

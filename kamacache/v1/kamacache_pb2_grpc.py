@@ -69,6 +69,11 @@ class CacheStub:
                 request_serializer=kamacache_dot_v1_dot_kamacache__pb2.StatsRequest.SerializeToString,
                 response_deserializer=kamacache_dot_v1_dot_kamacache__pb2.StatsResponse.FromString,
                 _registered_method=True)
+        self.Members = channel.unary_unary(
+                '/kamacache.v1.Cache/Members',
+                request_serializer=kamacache_dot_v1_dot_kamacache__pb2.MembersRequest.SerializeToString,
+                response_deserializer=kamacache_dot_v1_dot_kamacache__pb2.MembersResponse.FromString,
+                _registered_method=True)
 
 
 class CacheServicer:
@@ -121,6 +126,13 @@ class CacheServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Members(self, request, context):
+        """The nodes that this one knows: what a client needs to ask the owner of a key at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CacheServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -158,6 +170,11 @@ def add_CacheServicer_to_server(servicer, server):
                     servicer.Stats,
                     request_deserializer=kamacache_dot_v1_dot_kamacache__pb2.StatsRequest.FromString,
                     response_serializer=kamacache_dot_v1_dot_kamacache__pb2.StatsResponse.SerializeToString,
+            ),
+            'Members': grpc.unary_unary_rpc_method_handler(
+                    servicer.Members,
+                    request_deserializer=kamacache_dot_v1_dot_kamacache__pb2.MembersRequest.FromString,
+                    response_serializer=kamacache_dot_v1_dot_kamacache__pb2.MembersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -349,6 +366,113 @@ class Cache:
             '/kamacache.v1.Cache/Stats',
             kamacache_dot_v1_dot_kamacache__pb2.StatsRequest.SerializeToString,
             kamacache_dot_v1_dot_kamacache__pb2.StatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Members(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kamacache.v1.Cache/Members',
+            kamacache_dot_v1_dot_kamacache__pb2.MembersRequest.SerializeToString,
+            kamacache_dot_v1_dot_kamacache__pb2.MembersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class PeersStub:
+    """What nodes say to each other. Not for clients: the frames are those of kamacache/wire/, which
+    change from version to version (Hello names the format).
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Link = channel.stream_stream(
+                '/kamacache.v1.Peers/Link',
+                request_serializer=kamacache_dot_v1_dot_kamacache__pb2.LinkFrames.SerializeToString,
+                response_deserializer=kamacache_dot_v1_dot_kamacache__pb2.LinkFrames.FromString,
+                _registered_method=True)
+
+
+class PeersServicer:
+    """What nodes say to each other. Not for clients: the frames are those of kamacache/wire/, which
+    change from version to version (Hello names the format).
+    """
+
+    def Link(self, request_iterator, context):
+        """One stream for each worker of the calling node: requests one way, replies the other way, in
+        any order, matched by id; many in one message.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_PeersServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Link': grpc.stream_stream_rpc_method_handler(
+                    servicer.Link,
+                    request_deserializer=kamacache_dot_v1_dot_kamacache__pb2.LinkFrames.FromString,
+                    response_serializer=kamacache_dot_v1_dot_kamacache__pb2.LinkFrames.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'kamacache.v1.Peers', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('kamacache.v1.Peers', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Peers:
+    """What nodes say to each other. Not for clients: the frames are those of kamacache/wire/, which
+    change from version to version (Hello names the format).
+    """
+
+    @staticmethod
+    def Link(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/kamacache.v1.Peers/Link',
+            kamacache_dot_v1_dot_kamacache__pb2.LinkFrames.SerializeToString,
+            kamacache_dot_v1_dot_kamacache__pb2.LinkFrames.FromString,
             options,
             channel_credentials,
             insecure,

@@ -9,6 +9,15 @@ Requests, all answered once::
     Get        -> Value              Set, SetMany, Delete, DeleteMany, Ping -> Done
     GetMany    -> Values             Stats                                  -> StatsReply
     any        -> Failure            (an error of `kamacache.errors`, by name and fields)
+
+The same messages travel between nodes, over the peer links (`kamacache.cluster.link`): a worker
+asks another node's front, which answers or passes them on to its workers. Requests from there
+carry `FROM_PEER`, and their replies tell time to live and version. Between nodes only::
+
+    Hello      -> Welcome            the first on every link
+    Invalidate, Flush -> Done        drop what is older; answered when it is gone
+    a get with PEEK -> Absent        nothing is held, and nothing was loaded
+               -> Draining           said unasked, id 0: ask another node from now on
 """
 
 from __future__ import annotations
@@ -20,12 +29,16 @@ import msgspec
 
 from kamacache.calls import ChainLink
 
+FROM_PEER: Final = 1  # came over a peer link: is never forwarded again
+PEEK: Final = 2  # a get that asks for what is held, and loads nothing
+
 
 class Request(msgspec.Struct, array_like=True, kw_only=True, gc=False):
     """What every request carries.
 
     ``budget_ms`` is the time the asker still waits (0: none left), ``depth`` and ``chain`` are
-    those of `kamacache.calls`, ``flags`` is kept for marks such as "came from a peer".
+    those of `kamacache.calls`, ``flags`` are `FROM_PEER` and `PEEK`. ``sent`` is the version that
+    a peer's hybrid clock stood at when it sent the request, 0 from an application.
     """
 
     id: int = 0
@@ -34,6 +47,7 @@ class Request(msgspec.Struct, array_like=True, kw_only=True, gc=False):
     depth: int = 0
     chain: tuple[ChainLink, ...] = ()
     flags: int = 0
+    sent: int = 0
 
 
 class Get(Request, tag=1, kw_only=True, gc=False):
@@ -83,11 +97,51 @@ class Ping(Request, tag=8, kw_only=True, gc=False):
     """Ask whether the worker's loop turns; needs no group."""
 
 
+class Invalidate(Request, tag=9, kw_only=True, gc=False):
+    """Drop each key's record, owned or mirror, where it is of a lower version than is named.
+
+    At most `BATCH_KEYS_MAX`; answered with the count of those dropped.
+    """
+
+    items: list[tuple[bytes, int]]
+
+
+class Flush(Request, tag=10, kw_only=True, gc=False):
+    """Drop all of the group's records of lower versions than this one; group "": of all groups.
+
+    Answered when the last is gone.
+    """
+
+    version: int
+
+
+class PeerSeen(Request, tag=11, kw_only=True, gc=False):
+    """A front tells its node's workers that a peer said hello: links to it may try at once."""
+
+    peer: str
+
+
+class Hello(Request, tag=12, kw_only=True, gc=False):
+    """The first request on a peer link: who asks, and whom it believes to ask."""
+
+    format: int  # PEER_FORMAT
+    node: str  # the asker's name on the ring
+    node_id: str  # of this life of the asker's node
+    worker: int
+    peer: str  # the name under which the asker knows the node that it dialled
+
+
 class Value(msgspec.Struct, array_like=True, tag=1, gc=False):
-    """The value; None: the key is not found, and the worker's word is final."""
+    """The value; None: the key is not found, and the worker's word is final.
+
+    To peers only: ``ttl_ms`` left to live (0: does not expire) and ``version`` (0: the value is
+    not kept here, and must not be kept there).
+    """
 
     id: int
     value: bytes | None
+    ttl_ms: int = 0
+    version: int = 0
 
 
 class KeyFailure(msgspec.Struct, array_like=True, gc=False):
@@ -104,18 +158,25 @@ class Values(msgspec.Struct, array_like=True, tag=2, gc=False):
 
     When not all fit into a frame the worker answers the first of them, one at least; the
     asker's link asks again for the rest (`kamacache.local.link`).
+    To peers only: ``ttls`` and ``versions`` as in `Value`, one for each of the values.
     """
 
     id: int
     values: list[bytes | None]
     errors: list[KeyFailure] = []
+    ttls: list[int] = []
+    versions: list[int] = []
 
 
 class Done(msgspec.Struct, array_like=True, tag=3, gc=False):
-    """How many keys were stored, or were there to be deleted."""
+    """How many keys were stored, or were there to be deleted, or were dropped.
+
+    ``version`` is that of the write, the last one's of several; 0: not told.
+    """
 
     id: int
     count: int
+    version: int = 0
 
 
 class StatsReply(msgspec.Struct, array_like=True, tag=4, gc=False):
@@ -134,9 +195,46 @@ class Failure(msgspec.Struct, array_like=True, tag=5, gc=False):
     fields: dict[str, Any]
 
 
-AnyRequest = Get | GetMany | Set | SetMany | Delete | DeleteMany | Stats | Ping
-Reply = Value | Values | Done | StatsReply | Failure
+class Absent(msgspec.Struct, array_like=True, tag=6, gc=False):
+    """The answer to a get with `PEEK` of a key that is not held."""
+
+    id: int
+
+
+class Welcome(msgspec.Struct, array_like=True, tag=7, gc=False):
+    """The answer to `Hello`: who answers."""
+
+    id: int
+    format: int
+    node: str  # the answering node's own name on the ring
+    node_id: str
+    draining: bool
+
+
+class Draining(msgspec.Struct, array_like=True, tag=8, gc=False):
+    """Said unasked to every peer link of a node that begins to stop; the id is 0."""
+
+    id: int
+
+
+AnyRequest = (
+    Get
+    | GetMany
+    | Set
+    | SetMany
+    | Delete
+    | DeleteMany
+    | Stats
+    | Ping
+    | Invalidate
+    | Flush
+    | PeerSeen
+    | Hello
+)
+Reply = Value | Values | Done | StatsReply | Failure | Absent | Welcome | Draining
 Body = bytes | bytearray | memoryview
+
+PEER_FORMAT: Final = 1  # of all that travels over peer links; nodes of two formats do not link
 
 PAYLOAD_SLACK_BYTES: Final = 4_096  # what a frame holds beside values and keys, with room
 

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
+from kamacache.cluster.status import from_rpc
 from kamacache.errors import (
     ConfigError,
     DeadlineExceededError,
@@ -19,7 +20,6 @@ from kamacache.errors import (
     NodeUnavailableError,
     ValueTooLargeError,
 )
-from kamacache.front.status import from_rpc
 from kamacache.limits import KEY_BYTES_MAX
 from kamacache.v1 import kamacache_pb2 as pb
 from kamacache.v1.kamacache_pb2_grpc import CacheStub

@@ -1,4 +1,4 @@
-"""`kamacache.front.status`: errors to statuses, and statuses to errors."""
+"""`kamacache.cluster.status`: errors to statuses, and statuses to errors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from grpc.aio import AioRpcError, Metadata
 
 from kamacache import errors
-from kamacache.front.status import CODES, ERROR_KEY, BatchRangeError, from_rpc, to_status
+from kamacache.cluster.status import CODES, ERROR_KEY, BatchRangeError, from_rpc, to_status
 
 
 @pytest.mark.parametrize("cls", CODES)

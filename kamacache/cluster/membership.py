@@ -1,0 +1,140 @@
+"""Who belongs to the cluster: a numbered list that every role of the node reads.
+
+*Process*: written by one (the supervisor at the start, then the agent where there is one), read by
+all roles. A file beside the shards, renamed into place, and its number in a word of the control
+file: a reader looks at the word, which costs no system call, and reads the file when it changed::
+
+    writer:  file renamed ──► word = number          reader:  word changed? ──► file
+
+*Invariants*: the node itself is always a member; addresses are distinct; members are sorted, so
+that two nodes that know the same members have equal lists.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from kamacache.errors import ConfigError, NodeUnavailableError
+from kamacache.limits import MEMBERS_MAX, WEIGHT_MAX
+from kamacache.rundir.control import MEMBERSHIP, ControlReader
+from kamacache.rundir.description import NodeDescription
+
+_FILE: Final = "membership"
+
+
+class Member(msgspec.Struct, frozen=True, order=True):
+    """One node: HOST:PORT, its name on the ring and where the others dial it; and its weight."""
+
+    address: str
+    weight: int = 1
+
+
+class Membership(msgspec.Struct, frozen=True, kw_only=True):
+    """What this node knows of the cluster at one time."""
+
+    number: int  # counts up with every change, in one life of the node
+    own: str
+    members: tuple[Member, ...]
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The addresses of the other nodes."""
+        return tuple(m.address for m in self.members if m.address != self.own)
+
+
+def make_membership(number: int, own: str, members: Iterable[Member]) -> Membership:
+    """Return a checked membership: sorted, the node itself added where it is missing.
+
+    Raises `ConfigError` for an address named twice, a weight out of bounds, too many members.
+    """
+    known: dict[str, Member] = {}
+    for member in members:
+        if member.address in known:
+            raise ConfigError(
+                f"the members name {member.address} twice; name each node once",
+                setting="peers",
+                value=member.address,
+            )
+        if not 1 <= member.weight <= WEIGHT_MAX:
+            raise ConfigError(
+                f"the weight of {member.address} is {member.weight}; it must be from 1 to "
+                f"{WEIGHT_MAX}",
+                setting="peers",
+                value=str(member.weight),
+            )
+        known[member.address] = member
+    known.setdefault(own, Member(own))
+    if len(known) > MEMBERS_MAX:
+        raise ConfigError(
+            f"the cluster has {len(known)} members; at most {MEMBERS_MAX} are allowed",
+            setting="peers",
+            value=str(len(known)),
+        )
+    return Membership(number=number, own=own, members=tuple(sorted(known.values())))
+
+
+def membership_path(about: NodeDescription) -> str:
+    """Return where a node's membership is written."""
+    return f"{about.shm_dir}/{_FILE}"
+
+
+def write_membership(about: NodeDescription, membership: Membership, words: memoryview) -> None:
+    """Publish a membership; ``words`` are the control file's, writable. Raises OSError."""
+    path = membership_path(about)
+    temporary = f"{path}.new"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(msgspec.json.encode(membership))
+    os.replace(temporary, path)
+    words[MEMBERSHIP] = membership.number  # after the file: who sees the number finds it
+
+
+class MembershipReader:
+    """One role's view."""
+
+    def __init__(self, about: NodeDescription) -> None:
+        """Map the control words. Raises `NodeUnavailableError` where the node is gone."""
+        self._about = about
+        self._control = ControlReader(about.control_path)
+        self._words = self._control.words
+        self._number = -1
+        self._last = Membership(number=0, own=about.name or "", members=())
+
+    def current(self) -> Membership:
+        """Return the present membership; the last that could be read while one cannot."""
+        if self.changed():
+            with contextlib.suppress(NodeUnavailableError):
+                self._last = self.read()
+        return self._last
+
+    def changed(self) -> bool:
+        """Tell whether there is a membership that `read` has not returned yet."""
+        return self._words[MEMBERSHIP] != self._number
+
+    def read(self) -> Membership:
+        """Return the present membership; that of the node alone where none was written.
+
+        Raises `NodeUnavailableError` where the file cannot be read or understood.
+        """
+        number = self._words[MEMBERSHIP]
+        if not number:
+            own = self._about.name or ""
+            self._number = 0
+            return Membership(number=0, own=own, members=(Member(own),) if own else ())
+        path = membership_path(self._about)
+        try:
+            with open(path, "rb") as file:
+                found = msgspec.json.decode(file.read(), type=Membership)
+        except (OSError, msgspec.MsgspecError) as error:
+            raise NodeUnavailableError(f"the membership {path} cannot be read: {error}") from error
+        self._number = number  # of the word: the file may be newer, and is then read once more
+        return found
+
+    def close(self) -> None:
+        """Unmap the words."""
+        self._control.close()
