@@ -13,7 +13,9 @@ that two nodes that know the same members have equal lists.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
+import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -25,6 +27,7 @@ from kamacache.rundir.control import MEMBERSHIP, ControlReader
 from kamacache.rundir.description import NodeDescription
 
 _FILE: Final = "membership"
+_HOST_NAME: Final = re.compile(r"[a-z0-9_]([a-z0-9._-]{0,252}[a-z0-9_])?\.?", re.ASCII)
 
 
 class Member(msgspec.Struct, frozen=True, order=True):
@@ -45,6 +48,57 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
     def others(self) -> tuple[str, ...]:
         """The addresses of the other nodes."""
         return tuple(m.address for m in self.members if m.address != self.own)
+
+
+def check_address(text: str, setting: str) -> Member:
+    """Read ``HOST:PORT`` or ``HOST:PORT=WEIGHT``; no lookup. Raises `ConfigError`.
+
+    The address is a name, the same text on every node: letters become small ones, an IPv6 address
+    its short form, and nothing is resolved. It is dialled, too: no wildcard, no port 0.
+    """
+    address, equals, weight = text.strip().partition("=")
+    host, colon, port = address.rpartition(":")
+    name = _host_name(host.lower())
+    if not (colon and name and _number(port) is not None and 1 <= int(port) <= 65_535):
+        raise ConfigError(
+            f"{setting}: {text!r} does not name a node; write HOST:PORT or HOST:PORT=WEIGHT, such "
+            "as 10.0.0.1:8001, cache-1.internal:8001=2 or [fd00::1]:8001",
+            setting=setting,
+            value=text,
+        )
+    if name in ("0.0.0.0", "[::]"):
+        raise ConfigError(
+            f"{setting}: {text!r} is every address of a host, and names no node; write the address "
+            "by which the other nodes reach it",
+            setting=setting,
+            value=text,
+        )
+    if equals and (_number(weight) is None or not 1 <= int(weight) <= WEIGHT_MAX):
+        raise ConfigError(
+            f"{setting}: the weight in {text!r} must be a whole number from 1 to {WEIGHT_MAX}",
+            setting=setting,
+            value=text,
+        )
+    return Member(f"{name}:{int(port)}", int(weight) if equals else 1)
+
+
+def _host_name(host: str) -> str | None:
+    """Return the one spelling of a host, None where it is none."""
+    if host.startswith("[") and host.endswith("]"):
+        with contextlib.suppress(ValueError):
+            found = ipaddress.IPv6Address(host[1:-1])
+            if found.scope_id is None:  # a scope means something on its own host only
+                return f"[{found.compressed}]"
+        return None
+    if host.rpartition(".")[2].isdecimal():  # no top-level domain is a number
+        with contextlib.suppress(ValueError):
+            return str(ipaddress.IPv4Address(host))
+        return None
+    return host if _HOST_NAME.fullmatch(host) else None
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 8 else None
 
 
 def make_membership(number: int, own: str, members: Iterable[Member]) -> Membership:
