@@ -64,10 +64,13 @@ PEER_RETRY_MAX_S: Final = 0.5  # jittered down to half
 PEER_REQUESTS_MAX: Final = 4_096  # under way on one link
 PEER_UNSENT_BYTES_MAX: Final = 64 << 20  # of requests that wait on one link
 PEER_BATCH_BYTES: Final = 1 << 20  # frames of one link message, unless a single one is larger
+PEER_PEEK_S: Final = 0.5  # for a node to say what it holds of a key that it lost
 PEER_TRIES_MAX: Final = 3  # nodes asked for one key before it is loaded where it was asked for
 INVALIDATIONS_MAX: Final = 100_000  # keys that wait for one peer, in one worker
 INVALIDATION_BYTES_MAX: Final = 16 << 20  # of their keys
 HANDOFF_S: Final = 60.0  # for which a node that gained keys asks the one that had them
+SWEEP_SLOTS: Final = 512  # looked at in one turn of the worker's loop
+SWEEP_EVERY_S: Final = 0.01
 MEMBERSHIP_LOOK_EVERY_S: Final = 0.05  # how often a role looks at the membership's number
 
 # Getters.
