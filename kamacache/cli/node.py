@@ -41,6 +41,7 @@ variables, variables beat the file.
 Examples:
   kamacache-node --group scores:64MiB
   kamacache-node --workers 8 --app myapp.cache:groups --run-dir /run/myapp-cache
+  kamacache-node --listen 10.0.0.1:8001 --insecure --peers 10.0.0.1:8001,10.0.0.2:8001 ...
   kamacache-node --config /etc/kamacache/node.toml --log-format json
 
 \b
@@ -102,19 +103,27 @@ once.
     "--insecure",
     is_flag=True,
     default=None,
-    help="Listen beyond loopback although there is neither TLS nor a token.",
+    help="Listen (and serve HTTP) beyond loopback although there is neither TLS nor a token.",
 )
 @click.option("--log-level", type=click.Choice(LOG_LEVELS), help="Default: info.")
 @click.option("--log-format", type=click.Choice(LOG_FORMATS), help="Default: console.")
 @click.option(
     "--peers",
     multiple=True,
-    metavar="HOST:PORT,...",
-    help="The cluster's nodes. This version runs single nodes: only itself.",
+    metavar="HOST:PORT[=WEIGHT],...",
+    help="All nodes of the cluster, this one included; the same text on every node.",
 )
-@click.option("--discover", metavar="URL", hidden=True)
-@click.option("--advertise", metavar="HOST:PORT", hidden=True)
-@click.option("--api", metavar="HOST:PORT", hidden=True)
+@click.option(
+    "--discover",
+    metavar="URL",
+    help="What knows the cluster's nodes, now and later: static:, file:, dns:, etcd:// or nacos://.",
+)
+@click.option(
+    "--advertise",
+    metavar="HOST:PORT",
+    help="This node's name in the cluster, by which the others reach it. Default: --listen.",
+)
+@click.option("--api", metavar="HOST:PORT", help="Where HTTP listens. Default: no HTTP.")
 @click.version_option(kamacache.__version__, prog_name="kamacache-node")
 def command(config: str | None, **flags: Any) -> None:
     """Run a cache node on this host: worker processes that hold groups in shared memory.

@@ -1,8 +1,8 @@
-"""Where the fronts listen: reading HOST:PORT, and holding the port beside them.
+"""Where fronts and HTTP listen: reading HOST:PORT, and holding the port beside them.
 
-*Process*: the supervisor. grpcio cannot adopt a listening descriptor, so every front binds the
+*Process*: the supervisor. grpcio cannot adopt a listening descriptor, so every role binds its
 port itself with SO_REUSEPORT. The supervisor keeps a socket that is bound and *never listens*:
-the port stays ours while a front restarts, and port 0 is resolved once for all of them. A parent
+the port stays ours while a front restarts, and port 0 is resolved once for all fronts. A parent
 that listened too was given connections that nobody accepted (30 calls of 30 lost, measured).
 """
 
@@ -56,7 +56,7 @@ def parse_address(text: str, setting: str) -> Address:
     return Address(str(found[0][4][0]), int(port))
 
 
-def hold_port(address: Address) -> tuple[socket.socket, Address]:
+def hold_port(address: Address, setting: str = "listen") -> tuple[socket.socket, Address]:
     """Return a bound, never listening socket that keeps the port, and the address with its port.
 
     Raises `NodeEndError` where the port is taken or not ours to take.
@@ -80,6 +80,6 @@ def hold_port(address: Address) -> tuple[socket.socket, Address]:
         raise NodeEndError(
             EXIT_ROLE,
             f"cannot listen on {address}: {error.strerror}; "
-            "end what uses the port (ss -ltnp shows it), or choose another --listen",
+            f"end what uses the port (ss -ltnp shows it), or choose another --{setting}",
         ) from error
     return held, Address(address.host, held.getsockname()[1])

@@ -36,11 +36,13 @@ from kamacache.getters import Loadable
 from kamacache.limits import BOOT_FAILURES_MAX, BOOT_TIMEOUT_S, DRAIN_TIMEOUT_S
 from kamacache.node.address import parse_address
 from kamacache.node.exits import NodeEndError, flush_streams, why_no_node
+from kamacache.node.place import find_place
 from kamacache.node.settings import (
     READERS,
     NodeSettings,
+    check_api,
     check_listen,
-    check_peers,
+    group_id,
     workers_default,
 )
 from kamacache.rundir import context
@@ -62,9 +64,12 @@ class _Report(msgspec.Struct):
 class Node:
     """A node of this program's own: its workers inherit the program's groups and getters.
 
-    ``listen``: HOST:PORT of the gRPC fronts; None, or ``fronts=0``: no gRPC. ``peers``: for now
-    only the node itself. ``run_dir``: None makes one that goes with the node. Start it early: a
-    program with threads, a running event loop or grpc cannot be forked.
+    ``listen``: HOST:PORT of the gRPC fronts; None, or ``fronts=0``: no gRPC. ``peers``: all nodes
+    of the cluster, this one included, each HOST:PORT or HOST:PORT=WEIGHT; ``discover``: the URL of
+    what knows them instead. ``advertise``: this node's name among them, where that is not
+    ``listen``. ``api``: HOST:PORT of the HTTP interface. ``run_dir``: None makes one that goes
+    with the node. ``socket_group``: a Unix group whose processes may attach, too. Start it early:
+    a program with threads, a running event loop or grpc cannot be forked.
     """
 
     def __init__(
@@ -72,26 +77,31 @@ class Node:
         listen: str | None = None,
         *,
         peers: Iterable[str] = (),
+        discover: str | None = None,
+        advertise: str | None = None,
+        api: str | None = None,
         workers: int | None = None,
         fronts: int | None = None,
         run_dir: str | os.PathLike[str] | None = None,
         shm_dir: str | os.PathLike[str] | None = None,
         groups: Iterable[Loadable] = (),
+        socket_group: str | None = None,
         insecure: bool = False,
-        api: str | None = None,
         log_level: str = "warning",
         log_format: str = "console",
     ) -> None:
-        if api is not None:
-            raise ConfigError(
-                "api is set, but this version of kamacache has no HTTP interface: leave it out",
-                setting="api",
-                value=api,
-            )
         self._address = None
         if listen is not None and fronts != 0:
             self._address = check_listen(parse_address(listen, "listen"), insecure=insecure)
-        check_peers(list(peers), self._address)
+        self._place = find_place(
+            self._address,
+            listen_text=listen or "",
+            peers=READERS["peers"]("peers", peers if isinstance(peers, str) else list(peers)),
+            discover=discover,
+            advertise=advertise,
+        )
+        self._api = check_api(api, insecure=insecure)
+        self._socket_gid = group_id(socket_group)
         self._workers = READERS["workers"](
             "workers", workers_default() if workers is None else workers
         )
@@ -105,6 +115,7 @@ class Node:
         self._pidfd = -1
         self._owner_pid = 0
         self.listening: str | None = None
+        self.api: str | None = None
         for group in groups:
             self.register_group(group)
 
@@ -157,6 +168,9 @@ class Node:
             workers=self._workers,
             fronts=self._fronts,
             listen=self._address,
+            place=self._place,
+            api=self._api,
+            socket_gid=self._socket_gid,
             log_level=self._logs[0],
             log_format=self._logs[1],
         )
@@ -319,7 +333,8 @@ class Node:
         from kamacache.rundir.description import read_description
 
         assert self._run_dir is not None
-        self.listening = read_description(self._run_dir).listen
+        described = read_description(self._run_dir)
+        self.listening, self.api = described.listen, described.api
         attach(self._run_dir)
 
     def _detach(self) -> None:
@@ -343,7 +358,7 @@ class Node:
         except ChildProcessError:  # the program collects its children itself
             code = EXIT_OK
         os.close(self._pidfd)
-        self._pid, self._pidfd, self.listening = 0, -1, None
+        self._pid, self._pidfd, self.listening, self.api = 0, -1, None, None
         if self._run_dir_given is None and self._run_dir is not None:
             shutil.rmtree(self._run_dir, ignore_errors=True)
             self._run_dir = None

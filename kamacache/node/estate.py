@@ -1,4 +1,4 @@
-"""What a node owns on its host: the shards, words and folders of one epoch, and the port.
+"""What a node owns on its host: the shards, words and folders of one epoch, and its ports.
 
 *Process*: the supervisor, holding the run directory's lock. Made in one order (`Estate.reserve`),
 removed in the other (`Estate.remove`), also when it was made only in part.
@@ -17,6 +17,7 @@ import structlog
 
 import kamacache
 from kamacache import store
+from kamacache.cluster.membership import Member, make_membership, write_membership
 from kamacache.config import GroupSpec
 from kamacache.node.address import Address, hold_port
 from kamacache.node.exits import NodeEndError
@@ -67,7 +68,7 @@ def take_lock(run_dir: RunDir) -> SupervisorLock:
 
 
 class Estate:
-    """The files and the port of one epoch."""
+    """The files and the ports of one epoch."""
 
     control: ControlWriter
     counters: Counters
@@ -77,8 +78,7 @@ class Estate:
         self._run_dir = run_dir
         self._settings = settings
         self._groups = groups
-        self._held: socket.socket | None = None
-        self._address: Address | None = None
+        self._held: list[socket.socket] = []  # the ports of fronts and HTTP
         self._epoch = new_epoch()
         self._shm_dir = run_dir.shm_dir(os.path.realpath(settings.shm_dir), self._epoch)
         self._sockets_dir = run_dir.sockets_dir(self._epoch)
@@ -92,15 +92,23 @@ class Estate:
         removed = clean_stale(self._run_dir, settings.shm_dir)
         if removed:
             log.warning("cleaned up after a node that crashed", folders=removed)
-        if settings.listen and settings.fronts:
-            self._held, self._address = hold_port(settings.listen)
+        listen = self._hold(settings.listen if settings.fronts else None, "listen")
+        api = self._hold(settings.api, "api")
         check_space(Path(settings.shm_dir), self._required_bytes())
         store.warn_unless_tmpfs(settings.shm_dir)
         own_folder(self._shm_dir.parent, "shm_dir", gid=settings.socket_gid)
-        self._reserve_memory()
+        self._reserve_memory(listen, api)
+        self._write_membership()
         own_folder(self._sockets_dir, "run_dir", gid=settings.socket_gid)
         self.control.extend()  # who finds node.json finds a node that serves
         write_description(self._run_dir, self.description, gid=settings.socket_gid)
+
+    def _hold(self, address: Address | None, setting: str) -> Address | None:
+        if address is None:
+            return None
+        held, resolved = hold_port(address, setting)
+        self._held.append(held)
+        return resolved
 
     def _required_bytes(self) -> int:
         workers, groups = self._settings.workers, self._groups
@@ -109,8 +117,9 @@ class Estate:
         rounding = _PAGE_BYTES * (3 + 3 * workers * len(groups))  # files take whole pages
         return shards + words + rounding
 
-    def _reserve_memory(self) -> None:
+    def _reserve_memory(self, listen: Address | None, api: Address | None) -> None:
         settings = self._settings
+        place = settings.place.on_port(listen.port) if listen else settings.place
         own_folder(self._shm_dir, "shm_dir", gid=settings.socket_gid)
         self.description = described = NodeDescription(
             format=DESCRIPTION_FORMAT,
@@ -122,9 +131,11 @@ class Estate:
             shm_dir=str(self._shm_dir),
             sockets_dir=str(self._sockets_dir),
             groups=self._groups,
-            listen=str(self._address) if self._address else None,
+            listen=str(listen) if listen else None,
             version=kamacache.__version__,
-            name=str(self._address) if self._address else None,
+            name=place.name,
+            clustered=place.clustered,
+            api=str(api) if api else None,
         )
         self.control = ControlWriter(described.control_path)
         create_counters(described.counters_path, len(self._groups))
@@ -143,30 +154,42 @@ class Estate:
         if settings.socket_gid is not None:
             share_files(self._shm_dir, settings.socket_gid)
 
-    def leave(self) -> None:
-        """Let go of what a forked role inherited: words it must not write, the held port.
+    def _write_membership(self) -> None:
+        """Publish the cluster as the settings tell it; before any role starts.
 
-        A role that outlives the node for a moment would keep the port taken.
+        A node that looks for its peers and was told none begins alone.
+        """
+        name, place = self.description.name, self._settings.place
+        if self.description.clustered and name is not None:
+            members = place.peers or (Member(name, place.weight),)
+            write_membership(
+                self.description, make_membership(1, name, members), self.control.words
+            )
+
+    def leave(self) -> None:
+        """Let go of what a forked role inherited: words it must not write, the held ports.
+
+        A role that outlives the node for a moment would keep them taken.
         """
         self.control.close()
         self.counters.close()
-        if self._held is not None:
-            self._held.close()
+        for held in self._held:
+            held.close()
 
     def unpublish(self) -> None:
         """Remove node.json: no process attaches from now on, those that did go on."""
         self._run_dir.description_path.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Stop readers, then remove all files and free the port; when no role runs any more."""
+        """Stop readers, then remove all files and free the ports; when no role runs any more."""
         if hasattr(self, "control"):
             self.control.end()
             self.control.close()
         if hasattr(self, "counters"):
             self.counters.close()
         clean_epoch(self._run_dir, self._epoch, self._shm_dir)
-        if self._held is not None:
-            self._held.close()
+        for held in self._held:
+            held.close()
 
 
 def _tell_size(spec: GroupSpec, workers: int) -> None:

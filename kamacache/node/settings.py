@@ -9,6 +9,7 @@ table names each setting once; flag, environment variable and TOML key follow fr
 from __future__ import annotations
 
 import grp
+import importlib.util
 import os
 import tomllib
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from kamacache.errors import ConfigError
 from kamacache.limits import FRONTS_MAX, WORKERS_MAX
 from kamacache.node.address import Address, parse_address
 from kamacache.node.group_options import Fields, group_fields, nearest, parse_group
+from kamacache.node.place import Place, find_place
 from kamacache.rundir.layout import SHM_ROOT, default_run_dir
 
 ENVIRONMENT_PREFIX: Final = "KAMACACHE_"
@@ -28,6 +30,7 @@ WORKERS_DEFAULT_MAX: Final = 8
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LOG_FORMATS: Final = ("console", "json")
 _NONE: Final = ("", "none")
+_HTTP_PACKAGES: Final = ("starlette", "uvicorn")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,8 @@ class NodeSettings:
     workers: int = 1
     fronts: int = 0
     listen: Address | None = None  # None: no gRPC
+    place: Place = field(default_factory=Place)
+    api: Address | None = None  # None: no HTTP
     app: str | None = None
     groups: dict[str, Fields] = field(default_factory=dict)
     socket_gid: int | None = None
@@ -122,7 +127,6 @@ READERS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "advertise": _text,
     "api": _text,
 }
-_LATER: Final = ("discover", "advertise", "api")  # accepted by name, so that the answer is a reason
 
 
 def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -178,16 +182,24 @@ def from_layers(
             name, fields = parse_group(text)
             groups[name] = {**groups.get(name, {}), **fields}
     listen = _listen(values)
-    _refuse_clusters(values, listen)
+    insecure = values.get("insecure", False)
     return NodeSettings(
         run_dir=Path(values.get("run_dir") or default_run_dir()),
         shm_dir=Path(values.get("shm_dir") or SHM_ROOT),
         workers=values.get("workers", workers_default()),
         fronts=values.get("fronts", 1) if listen else 0,
         listen=listen,
+        place=find_place(
+            listen,
+            listen_text=values.get("listen", LISTEN_DEFAULT),
+            peers=values.get("peers", ()),
+            discover=values.get("discover"),
+            advertise=values.get("advertise"),
+        ),
+        api=check_api(values.get("api"), insecure=insecure),
         app=values.get("app") or None,
         groups=groups,
-        socket_gid=_gid(values.get("socket_group")),
+        socket_gid=group_id(values.get("socket_group")),
         log_level=values.get("log_level", "info"),
         log_format=values.get("log_format", "console"),
     )
@@ -209,43 +221,40 @@ def _listen(values: Mapping[str, Any]) -> Address | None:
     return check_listen(parse_address(text, "listen"), insecure=values.get("insecure", False))
 
 
-def check_listen(address: Address, *, insecure: bool) -> Address:
+def check_listen(address: Address, setting: str = "listen", *, insecure: bool) -> Address:
     """Return the address; raises `ConfigError` where other hosts could reach it unasked."""
     if not address.loopback and not insecure:
         raise ConfigError(
-            f"listen is {address}, which other hosts can reach, and this version has neither TLS "
-            "nor tokens; listen on 127.0.0.1, or say --insecure where the network is yours alone",
-            setting="listen",
+            f"{setting} is {address}, which other hosts can reach, and this version has neither "
+            "TLS nor tokens; listen on 127.0.0.1, or say --insecure where the network is yours "
+            "alone",
+            setting=setting,
             value=str(address),
         )
     return address
 
 
-def _refuse_clusters(values: Mapping[str, Any], listen: Address | None) -> None:
-    for name in _LATER:
-        if values.get(name):
-            raise ConfigError(
-                f"--{name} is set, but this version of kamacache runs single nodes: "
-                f"leave --{name} out",
-                setting=name,
-                value=str(values[name]),
-            )
-    check_peers(values.get("peers", ()), listen)
+def check_api(text: str | None, *, insecure: bool) -> Address | None:
+    """Return where HTTP listens, None for no HTTP.
+
+    Raises `ConfigError` where it must not listen there, or cannot for want of packages.
+    """
+    if text is None or text.lower() in _NONE:
+        return None
+    address = check_listen(parse_address(text, "api"), "api", insecure=insecure)
+    missing = [name for name in _HTTP_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"api is {text!r}, and HTTP needs {' and '.join(missing)}: "
+            "pip install 'kamacache[http]'",
+            setting="api",
+            value=text,
+        )
+    return address
 
 
-def check_peers(peers: list[str] | tuple[str, ...], listen: Address | None) -> None:
-    """Raise `ConfigError` where the peers name any node but this one."""
-    for peer in peers:
-        if listen is None or parse_address(peer, "peers") != listen:
-            raise ConfigError(
-                f"peers names {peer}, but this version of kamacache runs single nodes: "
-                f"name only the node itself ({listen or 'which does not listen'}), or nothing",
-                setting="peers",
-                value=peer,
-            )
-
-
-def _gid(group: str | None) -> int | None:
+def group_id(group: str | None) -> int | None:
+    """Return the number of a Unix group, given by name or number; raises `ConfigError`."""
     if not group:
         return None
     if group.isdecimal():

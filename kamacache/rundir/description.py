@@ -35,7 +35,7 @@ class NodeDescription(msgspec.Struct, frozen=True, kw_only=True):
     groups: list[GroupSpec]
     listen: str | None
     version: str
-    name: str | None = None  # HOST:PORT on the ring; None: it does not listen
+    name: str | None = None  # HOST:PORT on the ring; None: it has none (see kamacache.node.place)
     clustered: bool = False  # whether it may have peers, now or later
     api: str | None = None  # HOST:PORT of the HTTP role
 

@@ -30,7 +30,8 @@ def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_help_names_every_setting_and_exit_code() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for word in ("--workers", "--group", "--run-dir", "--insecure", "KAMACACHE_RUN_DIR", "78"):
+    for word in ("--workers", "--group", "--run-dir", "--insecure", "KAMACACHE_RUN_DIR", "78",
+                 "--peers", "--discover", "--advertise", "--api"):  # fmt: skip
         assert word in done.stdout
 
 
@@ -49,8 +50,11 @@ def test_wrong_usage_exits_2(args: tuple[str, ...]) -> None:
         ((), "--group"),
         (("--group", "scores"), "NAME:SIZE"),
         (("--group", "a:1MiB", "--listen", "0.0.0.0:8001"), "--insecure"),
-        (("--group", "a:1MiB", "--peers", "10.0.0.1:8001"), "single nodes"),
-        (("--group", "a:1MiB", "--discover", "etcd://h"), "single nodes"),
+        (("--group", "a:1MiB", "--peers", "10.0.0.1:8001"), "add it to --peers"),
+        (("--group", "a:1MiB", "--peers", "127.0.0.1:8001,a"), "'a' does not name a node"),
+        (("--group", "a:1MiB", "--advertise", "0.0.0.0:1"), "names no node"),
+        (("--group", "a:1MiB", "--discover", "static:a:1", "--fronts", "0"), "does not listen"),
+        (("--group", "a:1MiB", "--api", "0.0.0.0:9999"), "--insecure"),
         (("--group", "a:1MiB", "--config", "/no/such/file"), "cannot be read"),
     ],
 )

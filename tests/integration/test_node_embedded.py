@@ -259,10 +259,16 @@ say(value=scores.get("Tom").decode(), me=os.getpid())
 def test_arguments_are_checked_before_anything_starts() -> None:
     scores = kamacache.Group("scores", cache_bytes=2048)
     kamacache.Node("127.0.0.1:8001", peers=["127.0.0.1:8001"])
-    with pytest.raises(kamacache.ConfigError, match="single nodes"):
-        kamacache.Node("127.0.0.1:8001", peers=["127.0.0.1:8001", "127.0.0.1:8002"])
-    with pytest.raises(kamacache.ConfigError, match="HTTP"):
-        kamacache.Node("127.0.0.1:8001", api="127.0.0.1:9999")
+    kamacache.Node("127.0.0.1:8001", peers=iter(["127.0.0.1:8001", "127.0.0.1:8002"]))
+    kamacache.Node("0.0.0.0:8001", peers="a:1,b:1", advertise="a:1", insecure=True)
+    with pytest.raises(kamacache.ConfigError, match="localhost is not"):
+        kamacache.Node("127.0.0.1:8001", peers=["localhost:8001", "localhost:8002"])
+    with pytest.raises(kamacache.ConfigError, match="does not listen"):
+        kamacache.Node(discover="static:a:1")
+    with pytest.raises(kamacache.ConfigError, match="insecure"):
+        kamacache.Node("127.0.0.1:8001", api="0.0.0.0:9999")
+    with pytest.raises(kamacache.ConfigError, match="no such group"):
+        kamacache.Node("127.0.0.1:8001", socket_group="no-such-group-here")
     with pytest.raises(kamacache.ConfigError, match="other hosts"):
         kamacache.Node("0.0.0.0:8001")
     with pytest.raises(kamacache.ConfigError, match="workers"):
@@ -273,6 +279,38 @@ def test_arguments_are_checked_before_anything_starts() -> None:
         kamacache.Node(groups=[scores, kamacache.Group("scores", cache_bytes=2048)])
     with pytest.raises(kamacache.ConfigError, match="is not a kamacache"):
         kamacache.Node(groups=["scores"])  # type: ignore[list-item]
+
+
+def test_node_with_peers_knows_its_cluster_from_the_start() -> None:
+    with Program("""
+from kamacache.cluster.membership import MembershipReader
+from kamacache.rundir.description import read_description
+def tell(**args):
+    with kamacache.Node("127.0.0.1:0", workers=1, groups=[scores], **args) as node:
+        about = read_description(node.run_dir)
+        found = MembershipReader(about).current()
+        say(number=found.number, own=found.own, members=[m.address for m in found.members],
+            name=about.name, clustered=about.clustered, listening=node.listening)
+tell()
+import socket
+with socket.create_server(("127.0.0.2", 0)) as held:
+    address = "127.0.0.2:%d" % held.getsockname()[1]
+node = kamacache.Node(address, workers=1, groups=[scores], peers=["127.0.0.3:1=2", address])
+with node:
+    about = read_description(node.run_dir)
+    found = MembershipReader(about).current()
+    say(number=found.number, own=found.own, others=found.others, clustered=about.clustered,
+        weights=[m.weight for m in found.members], is_name=about.name == address)
+""") as program:
+        alone = program.heard()
+        address = alone["listening"]
+        assert alone == {"number": 0, "own": address, "members": [address], "name": address,
+                         "clustered": False, "listening": address}  # fmt: skip
+        found = program.heard()
+        assert found.pop("own").startswith("127.0.0.2:")
+        assert found == {"number": 1, "others": ["127.0.0.3:1"], "clustered": True,
+                         "weights": [1, 2], "is_name": True}  # fmt: skip
+        assert program.ends() == 0
 
 
 def test_worker_whose_loop_is_blocked_for_good_is_replaced() -> None:

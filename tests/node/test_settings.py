@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from kamacache.cluster.membership import Member
 from kamacache.config import GroupSpec
 from kamacache.errors import ConfigError
 from kamacache.node.address import Address, parse_address
 from kamacache.node.group_options import merge_groups, parse_group
+from kamacache.node.place import Place
 from kamacache.node.settings import READERS, NodeSettings, from_layers, read_file
 
 FileOf = Callable[[str], Path]
@@ -165,17 +168,46 @@ def test_addresses_are_told_as_they_are_typed() -> None:
     assert not parse_address("192.0.2.1:1", "listen").loopback
 
 
-def test_clusters_are_refused_with_a_reason() -> None:
-    assert settings(peers=("127.0.0.1:8001",)).listen == Address("127.0.0.1", 8001)
-    assert settings(env={"KAMACACHE_PEERS": "localhost:8001"}).listen is not None
-    for flags in (
-        {"peers": ("127.0.0.1:8001,127.0.0.1:8002",)},
-        {"discover": "etcd://x"},
-        {"advertise": "a:1"},
-        {"api": "127.0.0.1:9999"},
-    ):
-        with pytest.raises(ConfigError, match="single nodes"):
-            settings(**flags)
+def test_cluster_comes_from_every_source(file_of: FileOf) -> None:
+    file = file_of("peers = ['127.0.0.1:8001', '10.0.0.2:8001=2']\napi = '127.0.0.1:0'\n")
+    found = settings(file)
+    assert found.place.name == "127.0.0.1:8001"
+    assert found.place.peers == (Member("10.0.0.2:8001", 2), Member("127.0.0.1:8001"))
+    assert found.place.clustered
+    assert found.api == Address("127.0.0.1", 0)
+    env = {"KAMACACHE_PEERS": "a:1, b:2", "KAMACACHE_ADVERTISE": "a:1", "KAMACACHE_API": "none"}
+    found = settings(file, env)
+    assert [peer.address for peer in found.place.peers] == ["a:1", "b:2"]
+    assert found.place.name == "a:1"
+    assert found.api is None
+    found = settings(file, env, peers=("x:1,y:1", "z:1"), advertise="z:1", discover="dns:x:1")
+    assert [peer.address for peer in found.place.peers] == ["x:1", "y:1", "z:1"]
+    assert found.place.discover == "dns:x:1"
+
+
+def test_place_is_named_by_the_listen_address_as_it_was_written() -> None:
+    found = settings(listen="localhost:8001", peers=("localhost:8001,localhost:8002",))
+    assert found.listen == Address("127.0.0.1", 8001)
+    assert found.place.name == "localhost:8001"
+    assert settings().place == Place(name="127.0.0.1:8001")
+    assert settings(listen="none").place == Place()
+
+
+def test_http_beyond_loopback_needs_a_word() -> None:
+    with pytest.raises(ConfigError, match=r"api is 0\.0\.0\.0:9999.*--insecure"):
+        settings(api="0.0.0.0:9999")
+    assert settings(api="0.0.0.0:9999", insecure=True).api == Address("0.0.0.0", 9999)
+    with pytest.raises(ConfigError, match="api is '9999'; write HOST:PORT"):
+        settings(api="9999")
+
+
+def test_http_without_its_packages_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "uvicorn" else found(name)
+    )
+    with pytest.raises(ConfigError, match=r"uvicorn: pip install 'kamacache\[http\]'"):
+        settings(api="127.0.0.1:9999")
 
 
 def test_unknown_socket_group_is_refused() -> None:
