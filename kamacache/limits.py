@@ -72,6 +72,20 @@ HANDOFF_S: Final = 60.0  # for which a node that gained keys asks the one that h
 SWEEP_SLOTS: Final = 512  # looked at in one turn of the worker's loop
 SWEEP_EVERY_S: Final = 0.01
 MEMBERSHIP_LOOK_EVERY_S: Final = 0.05  # how often a role looks at the membership's number
+DISCOVERY_FIRST_S: Final = 3.0  # for which a node that starts waits for its first list of peers
+DISCOVERY_LEAVE_S: Final = 2.0  # for a node that drains to leave the source of peers
+DISCOVERY_WRITE_AGAIN_S: Final = 1.0  # after a membership could not be written
+
+# The HTTP role.
+HTTP_CONNECTIONS_MAX: Final = 800  # one that comes beyond is told so and closed
+HTTP_REQUESTS_MAX: Final = 512  # under way at once; more are answered with 503
+HTTP_HELD_BYTES_MAX: Final = 256 << 20  # of values that are being received or sent
+HTTP_PIECE_BYTES: Final = 256 << 10  # of a value, handed to a connection at once
+HTTP_REQUEST_S: Final = 30.0  # for a request, once begun, to arrive whole
+HTTP_KEEP_ALIVE_S: Final = 30  # that a connection may stay idle
+HTTP_PARAMETERS_MAX: Final = 16  # in one query
+READY_PING_S: Final = 1.0  # for every worker to answer /readyz's ping
+READY_EVERY_S: Final = 0.2  # /readyz asks the workers again
 
 # Getters.
 LOAD_DEPTH_MAX: Final = 4

@@ -1,0 +1,1 @@
+"""The HTTP process: REST over the node's groups, health and readiness."""
