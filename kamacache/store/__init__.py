@@ -1,7 +1,8 @@
 """The shard: a hash index over a segmented log, one writer, many lock-free readers.
 
-Floors, downwards: writer → eviction, reader → segments, near → arena → layout. No sockets, no
-asyncio; nothing here knows of groups' getters or of other processes than those that map the files.
+Floors, downwards: writer → space → eviction, reader → segments, near → arena → layout. No sockets,
+no asyncio; nothing here knows of groups' getters, of a cluster's nodes beyond what is theirs (a
+mirror) and what is ours, or of other processes than those that map the files.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from kamacache.store.arena import (
     unlink_files,
     warn_unless_tmpfs,
 )
+from kamacache.store.entries import Held
 from kamacache.store.eviction import touch_of
 from kamacache.store.layout import Geometry, geometry
 from kamacache.store.near import NearCache
@@ -32,6 +34,7 @@ __all__ = [
     "Arena",
     "Geometry",
     "GetEnds",
+    "Held",
     "Lookup",
     "NearCache",
     "Negative",
@@ -72,7 +75,13 @@ def open_writer(
     """Become the one writer of a shard. Raises `StorageError`; see `arena.open_for_writing`."""
     identity = ShardIdentity(spec, shard, workers, hash_seed, boot_id)
     arena = open_for_writing(ShardPaths.of(shm_dir, spec.name, shard), identity)
-    return ShardWriter(arena, group=spec.name, eviction=spec.eviction, hash_seed=hash_seed)
+    return ShardWriter(
+        arena,
+        group=spec.name,
+        eviction=spec.eviction,
+        hash_seed=hash_seed,
+        mirror_share=spec.mirror_share,
+    )
 
 
 def private_shard(

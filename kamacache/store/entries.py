@@ -34,6 +34,15 @@ class Entry(NamedTuple):
     version: int  # 0: not numbered
 
 
+class Held(NamedTuple):
+    """An entry as its writer tells it to another node."""
+
+    value: bytes | None  # None: the getter is known not to know the key
+    ttl_ms: int | None  # left to live, at least 1; None: does not expire
+    version: int
+    mirror: bool  # another node's
+
+
 EntryLookup = Callable[[bytes], Entry | Negative | None]
 
 

@@ -3,6 +3,8 @@
 *Process*: the shard's worker. A policy never sees single hits. Readers store into an entry's
 access byte (through the policy's `touch` table, and only if that changes it); the writer asks the
 policy for a victim segment and for a verdict on each of the 256 levels an access byte can have.
+Mirrors, other nodes' entries, are no policy's: their class comes after the policy's own, and the
+writer asks nothing about it.
 
 **lru**: the byte is a coarse clock. A hit stores 255; each time 1/64 of the log has been
 written, the writer lowers every byte by one (a table over the whole file: about 1 ns a slot), so
@@ -180,7 +182,7 @@ class S3FifoPolicy:
 
     def victim(self) -> int:
         self._filling = False
-        small, main = self._log.closed
+        small, main = self._log.closed[_SMALL], self._log.closed[_MAIN]
         if small and (self._log.segments_of(_SMALL) > self._small_segments or not main):
             return small[0]
         return main[0] if main else small[0]

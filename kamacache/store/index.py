@@ -10,7 +10,7 @@ whose order of writes they end.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final
 
 from kamacache.store.arena import Arena
@@ -75,21 +75,37 @@ class ShardIndex:
             return second, 0
         return NOT_CHOSEN, 0
 
-    def choose(self, digest: int, taken: Collection[int] = ()) -> tuple[int, bool]:
-        """Return a slot of a key's two buckets: ``(empty one, True)``, or ``(stalest, False)``.
+    def choose(self, digest: int, taken: Collection[int] = ()) -> int:
+        """Return an empty slot of a key's two buckets that is not in ``taken``, or `NOT_CHOSEN`."""
+        marks = self.marks
+        for first in self._buckets(digest):
+            slot = marks.find(0, first, first + BUCKET_SLOTS)
+            while slot >= 0:
+                if slot not in taken:
+                    return slot
+                slot = marks.find(0, slot + 1, first + BUCKET_SLOTS)
+        return NOT_CHOSEN
 
-        Slots in ``taken`` are left alone; `NOT_CHOSEN` where all are taken.
+    def stalest(
+        self, digest: int, taken: Collection[int], wanted: Callable[[int], bool] | None = None
+    ) -> int:
+        """Return the slot of a key's full buckets that was not used for longest.
+
+        Slots in ``taken`` are left alone, and those that are not ``wanted``; `NOT_CHOSEN` where
+        none is left.
         """
-        home = (digest & 0x3FFFFFFF) * self._slots >> 30
-        second = (digest >> 18 & 0x3FFFFFFF) * self._slots >> 30
-        marks, access = self.marks, self._access
+        access = self._access
         stalest, lowest = NOT_CHOSEN, 256
-        for first in (home & -BUCKET_SLOTS, second & -BUCKET_SLOTS):
+        for first in self._buckets(digest):
             for slot in range(first, first + BUCKET_SLOTS):
-                if slot in taken:
+                if slot in taken or (wanted is not None and not wanted(slot)):
                     continue
-                if not marks[slot]:
-                    return slot, True
                 if access[slot] < lowest:
                     stalest, lowest = slot, access[slot]
-        return stalest, False
+        return stalest
+
+    def _buckets(self, digest: int) -> tuple[int, int]:
+        """Return the first slots of a key's two buckets."""
+        home = (digest & 0x3FFFFFFF) * self._slots >> 30
+        second = (digest >> 18 & 0x3FFFFFFF) * self._slots >> 30
+        return home & -BUCKET_SLOTS, second & -BUCKET_SLOTS

@@ -43,7 +43,7 @@ from typing import Final
 from kamacache.errors import ConfigError
 from kamacache.limits import VALUE_BYTES_CEILING
 
-FORMAT: Final = 1
+FORMAT: Final = 2  # 1 had no class of mirrors
 # Word 0 of the file. An empty index word names place 0 and may match a tag of 0: the low bits are
 # those of no key length, so a reader that follows it finds no record there.
 MAGIC: Final = int.from_bytes(b"\xff\xffKSHARD", "little")
@@ -67,6 +67,11 @@ COUNTERS: Final = (
     "records_moved",
     "index_evictions",
     "ghost_hits",
+    "mirror_bytes",  # of live mirrors; also in live_bytes
+    "mirror_puts",  # also in puts
+    "mirror_evictions",  # dropped for room; not in evictions
+    "swept",  # owned entries that another node owns now
+    "invalidated",  # entries dropped because a later version is known of
 )
 HEADER_WORDS: Final = 64
 

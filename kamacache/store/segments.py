@@ -7,6 +7,9 @@ in that order, so an index word that still stands always means its record.
 
 What a restarted writer must know is in the table (`adopt`); the open segment of a dead writer is
 closed as it stands. Byte counts of a crashed writer may be off by one record, never the index.
+
+Beside the policy's classes there is one more, the last: **mirrors**, other nodes' entries. Its
+segments have no tail, so that a share of two segments is one that fills and one that is dropped.
 """
 
 from __future__ import annotations
@@ -70,11 +73,14 @@ class SegmentLog:
         "closed",
         "free",
         "live_bytes",
+        "mirrors",
         "open",
     )
 
-    def __init__(self, arena: Arena, classes: int) -> None:
+    def __init__(self, arena: Arena, policy_classes: int) -> None:
         sizes = arena.geometry
+        self.mirrors = policy_classes  # the mirrors' class
+        classes = policy_classes + 1
         self._arena = arena
         self._data = arena.data
         self._words = arena.words
@@ -186,13 +192,22 @@ class SegmentLog:
             self._close(segment_class, tail)
             tail = self._tails[segment_class] = None
         room = current.end - current.position
-        if room * _TAIL_WORTH >= self._segment_bytes and (
-            tail is None or room >= tail.end - tail.position
+        if (
+            segment_class != self.mirrors
+            and room * _TAIL_WORTH >= self._segment_bytes
+            and (tail is None or room >= tail.end - tail.position)
         ):
             self._tails[segment_class] = current
             current = tail  # type: ignore[assignment]
         if current is not None:
             self._close(segment_class, current)
+
+    def close_mirrors(self) -> None:
+        """Close the mirrors' open segment, so that it is counted among those to drop."""
+        current = self.open[self.mirrors]
+        if current is not None:
+            self.open[self.mirrors] = None
+            self._close(self.mirrors, current)
 
     def _close(self, segment_class: int, current: OpenSegment) -> None:
         words = self._words
@@ -234,6 +249,12 @@ class SegmentLog:
         """Return the bytes of live records in a segment."""
         row = self._table + segment * SEGMENT_WORDS
         return max(self._words[row + S_USED] - self._words[row + S_DEAD], 0)
+
+    def mirror_bytes(self) -> int:
+        """Return the bytes of live mirrors."""
+        current = self.open[self.mirrors]
+        opened = 0 if current is None else self.live_of(current.segment)
+        return opened + sum(map(self.live_of, self.closed[self.mirrors]))
 
     def _order_of(self, segment: int) -> int:
         return self._words[self._table + segment * SEGMENT_WORDS + S_STATE] >> ORDER_SHIFT

@@ -1,24 +1,26 @@
-"""The one writer of a shard: put, get, delete, taking segments back.
+"""The one writer of a shard: put, get, delete, and what other nodes make of its entries.
 
 *Process*: the shard's worker, on one thread. *Owns*: data file; its access bytes with the readers.
 *Order of writes that readers and a crash rely on*: (1) record bytes, (2) the segment's `used`,
 (3) the index word. A crash before (3) leaves a record nobody names. A replaced or deleted key is
 gone with one aligned store, and never comes back, since nothing is rebuilt from the log.
+
+An entry is owned, or a **mirror**: another node's, kept for a short time. Both kinds have one index
+and one lookup; what tells them apart is the class of the segment that holds the record.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
-from kamacache.clock import STAMP_SHIFT, HybridClock, boottime_ms
+from kamacache.clock import STAMP_SHIFT, boottime_ms
 from kamacache.errors import ValueTooLargeError
 from kamacache.store.arena import Arena
-from kamacache.store.eviction import S3FifoPolicy, Verdict, classes_of, make_policy, touch_of
-from kamacache.store.index import ShardIndex
+from kamacache.store.entries import Held
+from kamacache.store.eviction import touch_of
 from kamacache.store.layout import (
     CHECKSUM_MASK,
     COUNTERS,
@@ -28,38 +30,24 @@ from kamacache.store.layout import (
     FLAG_EXPIRES,
     FLAG_NEGATIVE,
     H_COUNTERS,
-    H_HEARTBEAT,
     H_STAMP,
     KEY_LENGTH_MASK,
     PLACE_MASK,
     RECORD_HEADER,
     RECORD_HEADER_BYTES,
-    SLOT_MASK,
     TAG_SHIFT,
     VALUE_LENGTH_SHIFT,
     Geometry,
     expiry_of,
 )
 from kamacache.store.reader import Answer, make_lookup
-from kamacache.store.recovery import adopt_slots, purge
-from kamacache.store.segments import SegmentLog
+from kamacache.store.space import ShardSpace
 
-log = logging.getLogger("kamacache.store")
-
-# Free segments kept in hand: one for the records that move on while a victim is taken back.
-_RESERVE_SEGMENTS: Final = 1
-# Below this share of live bytes the log has holes enough: move records together, evict nothing.
-_COMPACT_BELOW: Final = 0.85
-# Victims whose records nearly all moved on, before the next one is dropped whole.
-_VICTIMS_MAX: Final = 16
-_MAINTAIN_SEGMENTS_MAX: Final = 64
-_WORD_MASK: Final = (1 << TAG_SHIFT) - 1
 _RUN_SHARE: Final = 8  # a run of put_many takes at most this part of a segment
 _PADDING: Final = tuple(bytes(count) for count in range(8))
-_DROP_ALL: Final[list[Verdict]] = [None] * 256
 
 
-class ShardWriter:
+class ShardWriter(ShardSpace):
     """Writes one shard. Not safe for threads: its owner calls it from one, or holds a lock."""
 
     def __init__(
@@ -69,36 +57,24 @@ class ShardWriter:
         group: str,
         eviction: str,
         hash_seed: int,
+        mirror_share: float = 0,
         clock_ms: Callable[[], int] = boottime_ms,
     ) -> None:
-        self.arena = arena
-        self.group = group
-        self._seed = hash_seed
-        self._clock_ms = clock_ms
-        self._data = arena.data
-        self._words = arena.words
-        self._slots = arena.index
-        self._marks = adopt_slots(arena)
-        self._index = ShardIndex(arena, self._marks)
-        self._access = arena.access
-        self._segment_bytes = arena.geometry.segment_bytes
-        self._value_bytes_max = arena.geometry.value_bytes_max
-        self._log = SegmentLog(arena, classes_of(eviction))
-        self._policy = make_policy(eviction, arena, self._log)
-        self._one_class = self._policy.classes == 1
-        self._fresh, self._hottest = self._policy.fresh, self._policy.touch[255]
+        super().__init__(
+            arena,
+            group=group,
+            eviction=eviction,
+            hash_seed=hash_seed,
+            mirror_share=mirror_share,
+            clock_ms=clock_ms,
+        )
         self._run_bytes_max = self._segment_bytes // _RUN_SHARE
-        self._versions = HybridClock(self._words[H_STAMP] >> STAMP_SHIFT)
         self._lookup = make_lookup(
             (arena,),
             hash_seed=hash_seed,
             touch=touch_of(eviction),
             clock_s=lambda: clock_ms() / 1000,
         )
-        self._compact_below = int(arena.geometry.log_bytes * _COMPACT_BELOW)
-        self.items = len(self._marks) - self._marks.count(0)
-        self._puts = 0
-        self._counts = dict.fromkeys(COUNTERS, 0)
 
     # -- one key ---------------------------------------------------------------------------
 
@@ -114,33 +90,41 @@ class ShardWriter:
         *,
         negative: bool = False,
         version: int | None = None,
+        mirror: bool = False,
     ) -> bool:
         """Store a value, replacing the key's entry in one step; return whether it was stored.
 
-        ``expiry_ms`` is absolute, on CLOCK_BOOTTIME; 0 is never. Not stored, with False: a
-        ``version`` not above the entry's own, or an expiry that has passed (which removes the
-        entry). Raises `ValueTooLargeError`; the old entry then stands.
+        ``expiry_ms`` is absolute, on CLOCK_BOOTTIME; 0 is never, and not for a ``mirror``, another
+        node's entry. Not stored, with False: a ``version`` below the entry's own; an expiry that
+        has passed (which removes the entry); a mirror where mirrors have no share (which removes
+        it too) or no slot. Raises `ValueTooLargeError`; the old entry then stands.
         """
         key_bytes = len(key)
         size = (RECORD_HEADER_BYTES + key_bytes + len(value) + 7) & ~7
         if len(value) > self._value_bytes_max or size > self._segment_bytes:
             self.check_size(key, value)
+        if mirror and not expiry_ms:
+            raise ValueError("a mirror must expire: it may have missed an invalidation")
         digest = xxh3_64_intdigest(key, self._seed)
         slot, old_word = self._index.find(key, digest)
         words, segments = self._words, self._log
-        if (
-            version is not None
-            and old_word
-            and words[(old_word & PLACE_MASK) + 2] >> STAMP_SHIFT >= version
-        ):
-            return False
-        segment_class = 0 if self._one_class else self._class_for(digest, old_word)
+        if version is not None:
+            self._versions.observe(version)
+            words[H_STAMP] = self._versions.stamp
+            if old_word and words[(old_word & PLACE_MASK) + 2] >> STAMP_SHIFT > version:
+                return False
+        if self._one_class and not mirror:
+            segment_class = 0
+        else:
+            segment_class, old_word = self._class_for(slot, digest, old_word, mirror=mirror)
+            if segment_class < 0:
+                return False
         current = segments.open[segment_class]
         if current is None or current.position + size > current.end:
             self._make_room(segment_class, size)
             current = segments.with_room(segment_class, size)
             slot, old_word = self._index.find(key, digest)  # the entry may have moved or gone
-        flags = key_bytes
+        flags = key_bytes | FLAG_NEGATIVE if negative else key_bytes
         if expiry_ms:
             if expiry_ms <= self._clock_ms():
                 if old_word:
@@ -148,16 +132,12 @@ class ShardWriter:
                 return False
             expiry_ms = min(expiry_ms, EXPIRY_MS_MAX)
             flags |= FLAG_EXPIRES
-        if negative:
-            flags |= FLAG_NEGATIVE
         if version is None:
             words[H_STAMP] = stamp = self._versions.stamps(1)
         else:
-            self._versions.observe(version)
             stamp = version << STAMP_SHIFT
-            words[H_STAMP] = self._versions.stamp  # a later version may have been seen before
-        if slot < 0:
-            slot = self._free_slot(digest)
+        if slot < 0 and (slot := self._free_slot(digest, mirror=mirror)) < 0:
+            return False
         header = RECORD_HEADER.pack(
             flags,
             xxh3_64_intdigest(value, digest ^ stamp) & CHECKSUM_MASK,
@@ -168,7 +148,27 @@ class ShardWriter:
         )
         word = segments.write(current, header + key + value, size, expiry_ms)
         self._publish(slot, digest >> TAG_SHIFT, word, old_word)
+        if mirror:
+            self._counts["mirror_puts"] += 1
         return True
+
+    def _class_for(self, slot: int, digest: int, old_word: int, *, mirror: bool) -> tuple[int, int]:
+        """Return the class of segment for a record, or -1, and the entry that it replaces.
+
+        It is the entry's own class, or what the policy admits a new key to.
+        """
+        mirrors = self._log.mirrors
+        if mirror and self._mirror_segments:
+            return mirrors, old_word
+        if old_word and not mirror:
+            segment_class = self._log.class_at(old_word & PLACE_MASK)
+            if segment_class != mirrors:
+                return segment_class, old_word
+        if old_word:
+            # A mirror's hits promote nothing: to the policy the key is new. And what is outdated
+            # must not stay because mirrors have no share.
+            self._drop(slot, old_word & PLACE_MASK)
+        return -1 if mirror else self._policy.admit(digest), 0
 
     def put_many(self, items: Sequence[tuple[bytes, bytes]], expiry_ms: int = 0) -> None:
         """Store values of distinct keys, as `put` does one by one, at about half its cost.
@@ -296,169 +296,93 @@ class ShardWriter:
         """Raise `ValueTooLargeError` where the value can never be stored."""
         check_value_size(self.group, self.arena.geometry, key, value)
 
-    # -- entries ---------------------------------------------------------------------------
+    # -- what other nodes know -----------------------------------------------------------------
 
-    def _class_for(self, digest: int, old_word: int) -> int:
-        """Return the class of segment for a record: its entry's, or what the policy admits to."""
-        if old_word:
-            return self._log.class_at(old_word & PLACE_MASK)
-        return self._policy.admit(digest)
+    @property
+    def last_version(self) -> int:
+        """The greatest version issued or observed, by this writer or one before."""
+        return self._versions.last
 
-    def _free_slot(self, digest: int, taken: Collection[int] = ()) -> int:
-        """Return an empty slot for a key, emptied by an eviction if there is none."""
-        slot, empty = self._index.choose(digest, taken)
-        if not empty and slot >= 0:
-            self._drop(slot, self._slots[slot] & PLACE_MASK)
-            self._counts["index_evictions"] += 1
-            self._counts["evictions"] += 1
-        return slot
+    def now(self) -> int:
+        """Return a version greater than every one before, also for the writers to come."""
+        self._words[H_STAMP] = stamp = self._versions.stamps(1)
+        return stamp >> STAMP_SHIFT
 
-    def _drop(self, slot: int, place: int) -> None:
-        size = self._size_at(place)
-        self._slots[slot] = 0
-        self._access[slot] = 0
-        self._marks[slot] = 0
-        self._log.kill(place, size)
-        self.items -= 1
+    def observe(self, version: int) -> None:
+        """Take note of a version from elsewhere; later ones are greater. Raises OverflowError."""
+        self._versions.observe(version)
+        self._words[H_STAMP] = self._versions.stamp
 
-    def _size_at(self, place: int) -> int:
-        """Return the padded size of the record at a place."""
-        head = self._words[place]
-        length = RECORD_HEADER_BYTES + (head & KEY_LENGTH_MASK) + (head >> VALUE_LENGTH_SHIFT)
-        return (length + 7) & ~7
-
-    # -- space -----------------------------------------------------------------------------
-
-    def _make_room(self, segment_class: int, size: int) -> None:
-        """See to it that a record of this size can be appended to the class.
-
-        Frees segments until there is one more than the reserve. Bounded: after `_VICTIMS_MAX`
-        victims whose records nearly all moved on, the next is dropped whole.
-        """
-        if self._log.fits(segment_class, size):
-            return
-        self._policy.segment_filled()
-        segments = self._log
-        compacting = True
-        for attempt in range(_VICTIMS_MAX + 1):
-            if len(segments.free) > _RESERVE_SEGMENTS:
-                return
-            now_ms = self._clock_ms()
-            if (expired := segments.expired(now_ms)) is not None:
-                self._clean(expired, _DROP_ALL, now_ms)
-                continue
-            if len(segments.free) < _RESERVE_SEGMENTS:
-                # The writer before died while it moved records to the reserve: nothing can move.
-                self._clean(self._policy.victim(), _DROP_ALL, now_ms)
-                continue
-            if compacting and attempt < _VICTIMS_MAX and segments.live_bytes < self._compact_below:
-                victim = segments.emptiest()
-                if victim is not None:
-                    segment_class = segments.class_of(victim)
-                    room = segments.room(segment_class)
-                    self._clean(victim, [(segment_class, level) for level in range(256)], now_ms)
-                    # Records too large to share a segment leave the same holes where they go.
-                    compacting = segments.room(segment_class) > room
-                    continue
-            victim = self._policy.victim()
-            if attempt < _VICTIMS_MAX:
-                verdicts = self._policy.verdicts(segments.class_of(victim))
-            else:
-                verdicts = _DROP_ALL
-            self._clean(victim, verdicts, now_ms)
-
-    def _clean(self, victim: int, verdicts: list[Verdict], now_ms: int) -> None:
-        """Move or drop every live record of a closed segment, then free it.
-
-        Readers go on meanwhile: a moved record is named by its new word in one store, and its
-        old bytes stay as they are until the segment is freed and reused.
-        """
-        segments, policy = self._log, self._policy
-        words, index, access, data = self._words, self._slots, self._access, self._data
-        slots, marks = len(index), self._marks
-        segment_class = segments.class_of(victim)
-        remembers = policy.remembers(segment_class)
-        moved = dropped = expired = 0
-        position, end, stamp = segments.span(victim)
-        while position < end:
-            place = position >> 3
-            head = words[place]
-            size = RECORD_HEADER_BYTES + (head & KEY_LENGTH_MASK) + (head >> VALUE_LENGTH_SHIFT)
-            size = (size + 7) & ~7
-            if position + size > end:
-                dropped += self._purge(victim)
-                break
-            slot = words[place + 1] & SLOT_MASK
-            if slot >= slots:
-                dropped += self._purge(victim)
-                break
-            word = index[slot]
-            if word & _WORD_MASK == stamp | place:
-                expiry_ms = expiry_of(words, place) if head & FLAG_EXPIRES else 0
-                verdict = verdicts[access[slot]]
-                if 0 < expiry_ms <= now_ms:
-                    expired += 1
-                    index[slot] = 0
-                    access[slot] = marks[slot] = 0
-                elif verdict is not None:
-                    target, level = verdict
-                    record = data[position : position + size]
-                    new = segments.append(target, record, size, expiry_ms)
-                    index[slot] = word & ~_WORD_MASK | new
-                    if level != access[slot]:
-                        access[slot] = level
-                    moved += 1
-                else:
-                    dropped += 1
-                    index[slot] = 0
-                    access[slot] = marks[slot] = 0
-                    if remembers:
-                        at = position + RECORD_HEADER_BYTES
-                        key = data[at : at + (head & KEY_LENGTH_MASK)]
-                        policy.forgotten(xxh3_64_intdigest(key, self._seed))
-            position += size
-        segments.release(victim)
-        self.items -= dropped + expired
-        counts = self._counts
-        counts["evictions"] += dropped
-        counts["expired"] += expired
-        counts["records_moved"] += moved
-        counts["segments_freed"] += 1
-
-    def _purge(self, segment: int) -> int:
-        dropped = purge(self.arena, *self._log.places(segment))
-        self._marks[:] = adopt_slots(self.arena)
-        log.error(
-            "group %s: segment %d holds a record that makes no sense; dropped its entries (%d)",
-            self.group,
-            segment,
-            dropped,
+    def held(self, key: bytes) -> Held | None:
+        """Return the key's entry for another node, which counts as a use; None where none lives."""
+        words, access = self._words, self._access
+        slot, word = self._index.find(key, xxh3_64_intdigest(key, self._seed))
+        if not word:
+            return None
+        place = word & PLACE_MASK
+        head = words[place]
+        expiry_ms = expiry_of(words, place)
+        left_ms = expiry_ms - self._clock_ms() if expiry_ms else None
+        if left_ms is not None and left_ms <= 0:
+            return None
+        if access[slot] != self._hottest:
+            access[slot] = self._policy.touch[access[slot]]
+        start = (place << 3) + RECORD_HEADER_BYTES + len(key)
+        value = self._data[start : start + (head >> VALUE_LENGTH_SHIFT)]
+        return Held(
+            None if head & FLAG_NEGATIVE else value,
+            left_ms,
+            words[place + 2] >> STAMP_SHIFT,
+            self._is_mirror(slot),
         )
-        return dropped
+
+    def drop_older(self, key: bytes, version: int) -> bool:
+        """Drop the key's entry, whatever it is, if its version is lower; return whether it was."""
+        self.observe(version)
+        slot, word = self._index.find(key, xxh3_64_intdigest(key, self._seed))
+        place = word & PLACE_MASK
+        if not word or self._words[place + 2] >> STAMP_SHIFT >= version:
+            return False
+        self._drop(slot, place)
+        self._counts["invalidated"] += 1
+        return True
+
+    def flush_older(self, version: int, start: int, count: int) -> int:
+        """Drop the entries of a lower version in ``count`` slots from ``start``, all kinds.
+
+        Returns the next slice's start, -1 at the end. What is stored between two slices is not
+        looked at where its slot was passed: the caller stores nothing older meanwhile.
+        """
+        self.observe(version)
+        words = self._words
+        for slot, word in self._entries(start, count):
+            place = word & PLACE_MASK
+            if words[place + 2] >> STAMP_SHIFT < version:
+                self._drop(slot, place)
+                self._counts["invalidated"] += 1
+        return start + count if start + count < len(self._slots) else -1
+
+    def sweep(self, keep: Callable[[bytes], bool], start: int, count: int) -> int:
+        """Drop the owned entries whose key ``keep`` refuses in ``count`` slots from ``start``.
+
+        Returns the next slice's start, -1 at the end. ``keep`` must not touch this shard.
+        """
+        for slot, word in self._entries(start, count):
+            if self._is_mirror(slot):
+                continue
+            place = word & PLACE_MASK
+            at = (place << 3) + RECORD_HEADER_BYTES
+            if not keep(self._data[at : at + (self._words[place] & KEY_LENGTH_MASK)]):
+                self._drop(slot, place)
+                self._counts["swept"] += 1
+        return start + count if start + count < len(self._slots) else -1
+
+    def _entries(self, start: int, count: int) -> list[tuple[int, int]]:
+        """Return ``(slot, word)`` of the entries in a slice of the index."""
+        slots = enumerate(self._slots[start : start + count].tolist(), start)
+        return [(slot, word) for slot, word in slots if word]
 
     # -- upkeep ----------------------------------------------------------------------------
-
-    def maintain(self) -> None:
-        """Free segments whose records have all expired and publish the counters; about 1/s."""
-        now_ms = self._clock_ms()
-        for _ in range(_MAINTAIN_SEGMENTS_MAX):
-            segment = self._log.expired(now_ms)
-            if segment is None:
-                break
-            self._clean(segment, _DROP_ALL, now_ms)
-        for at, count in enumerate(self.stats().values()):
-            self._words[H_COUNTERS + at] = count
-        self._words[H_HEARTBEAT] = now_ms
-
-    def stats(self) -> dict[str, int]:
-        """Return the counters of `layout.COUNTERS`, in that order, since this writer began."""
-        counts = self._counts
-        counts["items"] = self.items
-        counts["puts"] = self._puts
-        counts["live_bytes"] = self._log.live_bytes
-        if isinstance(self._policy, S3FifoPolicy):
-            counts["ghost_hits"] = self._policy.ghost_hits
-        return dict(counts)
 
     def walk(self) -> Iterator[tuple[bytes, bytes, int]]:
         """Yield ``(key, value, expiry_ms)`` of every entry, expired ones too; for diagnosis."""

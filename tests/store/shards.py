@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from kamacache.store.layout import (
     S_DEAD,
     S_USED,
     SEGMENT_WORDS,
+    STATE_FREE,
     Geometry,
     geometry,
 )
@@ -54,6 +56,7 @@ class Shard:
     cache_bytes: int = 2048
     item_bytes_mean: int = 128
     eviction: str = "lru"
+    mirror_share: float = 1 / 8
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
@@ -70,6 +73,7 @@ class Shard:
             group="g",
             eviction=self.eviction,
             hash_seed=SEED,
+            mirror_share=self.mirror_share,
             clock_ms=self.clock.ms,
         )
         return self.writer
@@ -114,6 +118,13 @@ def counted_by_segment(arena: Arena) -> dict[int, int]:
         for segment in range(sizes.segments)
         for row in (sizes.table_word + segment * SEGMENT_WORDS,)
     }
+
+
+def segments_by_class(arena: Arena) -> Counter[int]:
+    """Return how many segments in use each class has, from the segment table."""
+    sizes = arena.geometry
+    rows = (arena.words[sizes.table_word + n * SEGMENT_WORDS] for n in range(sizes.segments))
+    return Counter(row >> 8 & 0xFF for row in rows if row & 0xFF != STATE_FREE)
 
 
 def check_accounting(writer: ShardWriter, *, crashed: bool = False) -> None:

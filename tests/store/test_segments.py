@@ -148,7 +148,7 @@ def test_a_new_log_takes_over_order_classes_and_counts() -> None:
     new = SegmentLog(shard.arena, 2)
     assert new.live_bytes == old.live_bytes
     assert set(new.free) == set(old.free)
-    assert new.open == [None, None]
+    assert new.open == [None, None, None]
     for segment_class in (0, 1):
         closed = list(new.closed[segment_class])
         assert set(old.closed[segment_class]) <= set(closed)

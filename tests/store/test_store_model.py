@@ -80,7 +80,7 @@ class StoreMachine(RuleBasedStateMachine):
         writer = self.shard.writer
         before = writer.version_of(key)
         done = writer.put(key, value, expiry_ms, negative=negative, version=version)
-        if version is not None and before >= version:
+        if version is not None and before > version:
             assert not done
         elif 0 < expiry_ms <= self.now_ms():
             assert not done

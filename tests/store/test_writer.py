@@ -108,12 +108,13 @@ def test_an_expiry_beyond_40_bits_is_cut_to_them(shard: Shard) -> None:
     assert shard.writer.get(b"k") == b"v"
 
 
-def test_only_a_higher_version_replaces(shard: Shard) -> None:
+def test_only_a_lower_version_is_refused(shard: Shard) -> None:
     writer = shard.writer
     assert writer.put(b"k", b"5", version=5)
     assert not writer.put(b"k", b"4", version=4)
-    assert not writer.put(b"k", b"5 again", version=5)
     assert writer.get(b"k") == b"5"
+    assert writer.put(b"k", b"5", shard.clock.now_ms + 9, version=5)
+    assert writer.expiry_of(b"k") == shard.clock.now_ms + 9
     assert writer.put(b"k", b"6", version=6)
     assert writer.version_of(b"k") == 6
     assert writer.put(b"k", b"7")
