@@ -75,6 +75,13 @@ MEMBERSHIP_LOOK_EVERY_S: Final = 0.05  # how often a role looks at the membershi
 DISCOVERY_FIRST_S: Final = 3.0  # for which a node that starts waits for its first list of peers
 DISCOVERY_LEAVE_S: Final = 2.0  # for a node that drains to leave the source of peers
 DISCOVERY_WRITE_AGAIN_S: Final = 1.0  # after a membership could not be written
+DISCOVERY_TIMEOUT_S: Final = 2.0  # for one answer of a source of peers
+DISCOVERY_RETRY_FIRST_S: Final = 0.1  # after a source failed; doubled with each failure
+DISCOVERY_RETRY_MAX_S: Final = 5.0  # jittered down to half
+DISCOVERY_SERVERS_MAX: Final = 16  # of one source, tried one after the other
+DISCOVERY_BYTES_MAX: Final = 4 << 20  # of one list
+DISCOVERY_FILE_EVERY_S: Final = 0.5  # how often a file of peers is looked at
+DISCOVERY_FILE_SETTLE_S: Final = 0.1  # for which it must stay as it is before it is read
 
 # The HTTP role.
 HTTP_CONNECTIONS_MAX: Final = 800  # one that comes beyond is told so and closed

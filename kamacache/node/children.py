@@ -2,9 +2,10 @@
 
 *Process*: the supervisor. No clock and no fork of its own: times come in as arguments.
 
-*Invariants*: only deaths before ready count as failures. A worker that dies at work is forked again
+*Invariants*: only deaths before ready count as failures. A role that dies at work is forked again
 at once, however often; one that cannot start waits longer each time, and after `BOOT_FAILURES_MAX`
-failures in a row the node ends.
+failures in a row the node ends; at once where a setting cannot work. A node that has been ready
+goes on without agent and HTTP, and tries them for ever.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from kamacache.rundir.context import (
 )
 
 _TELLING_CODES: Final = (EXIT_APP, EXIT_CONFIG)  # exit codes that say more than "could not start"
+
+_SPARED: Final[tuple[Role, ...]] = ("agent", "http")  # the node serves without them
 
 
 @dataclass(slots=True, kw_only=True)
@@ -118,9 +121,12 @@ class Child:
             self.failure = code, f"it ended with {how} before it was ready"
         self.start_at_s = now_s + backoff_s(self.boot_failures)
 
-    @property
-    def given_up(self) -> bool:
+    def given_up(self, *, node_was_ready: bool) -> bool:
         """Whether the process failed to start so often that the node must end."""
+        if node_was_ready and self.role in _SPARED:
+            return False
+        if not self.restarts and self.failure and self.failure[0] == EXIT_CONFIG:
+            return True
         return self.boot_failures >= BOOT_FAILURES_MAX
 
     @property
@@ -128,6 +134,12 @@ class Child:
         """What the node exits with because of this process."""
         code = self.failure[0] if self.failure else EXIT_ROLE
         return code if code in _TELLING_CODES else EXIT_ROLE
+
+
+def make_children(workers: int, fronts: int, *, agent: bool, http: bool) -> list[Child]:
+    """Return the places of a node's roles; worker i is the i-th."""
+    counts: dict[Role, int] = {"worker": workers, "front": fronts, "agent": agent, "http": http}
+    return [Child(role=role, index=i) for role, count in counts.items() for i in range(count)]
 
 
 def backoff_s(failures: int) -> float:

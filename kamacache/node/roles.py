@@ -1,6 +1,6 @@
 """What a child of the supervisor does between its fork and its role's ``run``.
 
-*Process*: each worker and front, just forked. *Owns*: nothing yet; it undoes what it inherited
+*Process*: each role, just forked. *Owns*: nothing yet; it undoes what it inherited
 (signals, descriptors, stdout) and starts the one thread that watches the supervisor.
 """
 
@@ -14,18 +14,19 @@ import signal
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from importlib import import_module
 from typing import NoReturn
 
 from setproctitle import setproctitle
 
-from kamacache.errors import KamaCacheError
+from kamacache.errors import ConfigError, KamaCacheError
 from kamacache.node.app import load_groups
 from kamacache.node.exits import NodeEndError, flush_streams
 from kamacache.node.logs import configure_logs
 from kamacache.node.signals import reset_in_child
 from kamacache.rundir import context
 from kamacache.rundir.cleaning import clean_orphaned
-from kamacache.rundir.context import EXIT_OK, EXIT_ROLE, RoleContext
+from kamacache.rundir.context import EXIT_CONFIG, EXIT_OK, EXIT_ROLE, RoleContext
 
 log = logging.getLogger("kamacache.node")
 
@@ -66,8 +67,9 @@ def _run(told: RoleContext) -> int:
         return error.code
     except KamaCacheError as error:
         log.error("the role failed", extra={"error": str(error)})
-        told.report_failed(EXIT_ROLE, str(error))
-        return EXIT_ROLE
+        code = EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_ROLE
+        told.report_failed(code, str(error))
+        return code
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else EXIT_ROLE * bool(error.code)
     except BaseException as error:
@@ -79,13 +81,8 @@ def _run(told: RoleContext) -> int:
 
 def _role(role: str) -> Callable[[RoleContext], object]:
     # Here and not at the top: the supervisor loads neither grpc nor what only a role needs.
-    if role == "worker":
-        from kamacache.worker.main import run
-
-        return run
-    from kamacache.front.main import run as run_front
-
-    return run_front
+    run: Callable[[RoleContext], object] = import_module(f"kamacache.{role}.main").run
+    return run
 
 
 def watch_supervisor(told: RoleContext) -> None:

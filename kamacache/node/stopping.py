@@ -2,10 +2,15 @@
 
 *Process*: the supervisor. No clock of its own: times come in as arguments::
 
-    drain    TERM ──► fronts, which finish their calls ──► "drain" ──► workers
+    drain    TERM ──► agent, which leaves the source of peers
+             agent gone, or LEAVE_TIMEOUT_S ──► TERM ──► fronts, HTTP, which finish their calls
+             both gone ──► "drain" ──► workers
              all workers "idle", or DRAIN_TIMEOUT_S ──► "end" ──► workers
-    at once  QUIT ──► fronts and workers
+    at once  QUIT ──► all roles
     then     KILL ──► what is left: DRAIN_MARGIN_S or AT_ONCE_GRACE_S later, or when told twice
+
+*Why this order*: other nodes ask a node that has left the cluster no more, so that few calls reach
+its fronts when they begin to refuse; and calls in flight at the fronts need workers that load.
 
 *Why "idle" once is enough*: a worker that drains begins loads for other loads only, and says "idle"
 when it has none. Every nested load stands below one that nobody's load asked for, which keeps its
@@ -21,12 +26,15 @@ from typing import Final, Literal
 
 import structlog
 
-from kamacache.limits import DRAIN_TIMEOUT_S
+from kamacache.limits import DISCOVERY_LEAVE_S, DRAIN_TIMEOUT_S
 from kamacache.node.children import Child
-from kamacache.rundir.context import WORD_DRAIN, WORD_END
+from kamacache.rundir.context import WORD_DRAIN, WORD_END, Role
 
 AT_ONCE_GRACE_S: Final = 1.0
+LEAVE_TIMEOUT_S: Final = DISCOVERY_LEAVE_S + 1.0  # its own bound, and the end of its process
 DRAIN_MARGIN_S: Final = 2.0  # beyond the roles' own deadline
+
+_CALLERS: Final[tuple[Role, ...]] = ("front", "http")
 
 How = Literal["drain", "at once"]
 
@@ -40,16 +48,19 @@ class Stopping:
         """Begin: tell those who are to end first."""
         self.how: How = how
         self._children = children
+        self._leave_until_s = now_s + LEAVE_TIMEOUT_S
         self._drain_until_s = now_s + DRAIN_TIMEOUT_S
         self._kill_at_s = self._drain_until_s + DRAIN_MARGIN_S
+        self._callers_told = False  # fronts and HTTP, on behalf of those who call
         self._workers_told = ""
         if how == "at once":
             self.hasten(now_s)
             return
         log.info("node stops", how=how)
         for child in children:
-            if child.role == "front" or not child.ready:
+            if child.role == "agent" or not child.ready:
                 _end_one(child)
+        self._tell_callers(now_s)
 
     def hasten(self, now_s: float) -> None:
         """End all roles at once; told again, kill them."""
@@ -58,6 +69,7 @@ class Stopping:
             return
         log.info("node stops", how="at once")
         self.how = "at once"
+        self._callers_told = True
         self._workers_told = WORD_END
         self._kill_at_s = now_s + AT_ONCE_GRACE_S
         for child in self._children:
@@ -74,8 +86,9 @@ class Stopping:
         """Do what is due; return the time at which to come again, if nothing happens before."""
         late = now_s >= self._drain_until_s
         living = [child for child in self._children if child.pid]
-        # Fronts first: their calls in flight need workers that begin loads.
-        if not self._workers_told and (late or all(c.role != "front" for c in living)):
+        self._tell_callers(now_s)
+        ended = self._callers_told and not any(c.role in _CALLERS for c in living)
+        if not self._workers_told and (late or ended):
             self._tell_workers(WORD_DRAIN)
         if self._workers_told == WORD_DRAIN and (
             late or all(c.idle for c in living if c.role == "worker")
@@ -86,7 +99,24 @@ class Stopping:
                 log.warning("role did not end in time, killed", role=child.role, index=child.index)
                 child.send(signal.SIGKILL)
             self._kill_at_s = now_s + AT_ONCE_GRACE_S
-        return self._kill_at_s if late else min(self._kill_at_s, self._drain_until_s)
+        due_s = [self._kill_at_s]
+        if not late:
+            due_s.append(self._drain_until_s)
+        if not self._callers_told:
+            due_s.append(self._leave_until_s)
+        return min(due_s)
+
+    def _tell_callers(self, now_s: float) -> None:
+        agents = [child for child in self._children if child.role == "agent" and child.pid]
+        if self._callers_told or (agents and now_s < self._leave_until_s):
+            return
+        self._callers_told = True
+        for agent in agents:
+            log.warning("agent did not leave in time, killed", index=agent.index)
+            agent.send(signal.SIGKILL)
+        for child in self._children:
+            if child.role in _CALLERS and child.ready:
+                _end_one(child)
 
     def _tell_workers(self, word: str) -> None:
         self._workers_told = word
@@ -96,7 +126,7 @@ class Stopping:
 
 
 def _end_one(child: Child) -> None:
-    """Tell a front, or a role that is not ready, to end: whichever it heeds already."""
+    """Tell a role that is no worker, or is not ready, to end: whichever it heeds already."""
     child.send(signal.SIGTERM)
     if child.role == "worker":
         child.tell(WORD_END)

@@ -7,7 +7,7 @@
       program dead ► pidfd ───┘                ├─ serve-until = now + 2 s, every 500 ms
                                                └─ fold the counters of dead processes
 
-*Owns*: ``supervisor.lock``, the epoch's folders, node.json, the control words, the held port.
+*Owns*: ``supervisor.lock``, the epoch's folders, node.json, the control words, the held ports.
 
 *Life*: start (lock, probe the app, clean, check space, reserve, publish) → boot (all roles say
 ready) → ready → stop (`kamacache.node.stopping`): node.json gone, roles end → serve-until 0, files
@@ -34,13 +34,12 @@ from setproctitle import setproctitle
 from kamacache.errors import ConfigError
 from kamacache.getters import Loadable
 from kamacache.limits import (
-    BOOT_FAILURES_MAX,
     BOOT_TIMEOUT_S,
     PULSE_EVERY_S,
     SERVE_UNTIL_EVERY_S,
 )
 from kamacache.node.app import probe_app
-from kamacache.node.children import Child
+from kamacache.node.children import Child, make_children
 from kamacache.node.estate import Estate, take_lock
 from kamacache.node.exits import NodeEndError, bad_config, flush_streams
 from kamacache.node.group_options import merge_groups
@@ -149,9 +148,12 @@ class Supervisor:
 
     def _serve(self) -> None:
         settings, description = self._settings, self._estate.description
-        self._children = [Child(role="worker", index=i) for i in range(settings.workers)]
-        if description.listen:
-            self._children += [Child(role="front", index=i) for i in range(settings.fronts)]
+        self._children = make_children(
+            settings.workers,
+            settings.fronts if description.listen else 0,
+            agent=settings.place.discover is not None,
+            http=description.api is not None,
+        )
         self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
         if self._program_pidfd is not None:
             self._selector.register(
@@ -224,6 +226,8 @@ class Supervisor:
                 parent_pid=self._estate.description.pid,
                 parent_pidfd=self._parent_pidfd,
                 app=self._settings.app,
+                discover=self._settings.place.discover,
+                weight=self._settings.place.weight,
                 groups=self._groups,
                 run_dir_is_temporary=self._temporary,
                 socket_gid=self._settings.socket_gid,
@@ -318,11 +322,10 @@ class Supervisor:
             return
         reason = child.failure[1] if child.failure else ""
         log.error("role could not start", failures=child.boot_failures, reason=reason, **fields)
-        if child.given_up:
-            self._end_reason = NodeEndError(
-                child.exit_code,
-                f"{child.name} could not start, {BOOT_FAILURES_MAX} times in a row: {reason}",
-            )
+        if child.given_up(node_was_ready=self._told_ready):
+            times = f", {child.boot_failures} times in a row" * (child.boot_failures > 1)
+            why = f"{child.name} could not start{times}: {reason}"
+            self._end_reason = NodeEndError(child.exit_code, why)
             self._stop("at once")
 
     def _tell_ready(self) -> None:
@@ -337,6 +340,8 @@ class Supervisor:
             "node is ready",
             seconds=round(time.monotonic() - self._started_s, 3),
             groups=len(description.groups),
+            name=description.name,
+            api=description.api,
             pid=description.pid,
         )
         self._on_ready(line)

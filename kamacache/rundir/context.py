@@ -22,7 +22,7 @@ from kamacache.limits import DRAIN_TIMEOUT_S
 from kamacache.rundir.description import NodeDescription
 from kamacache.rundir.layout import RunDir
 
-Role = Literal["worker", "front"]
+Role = Literal["worker", "front", "agent", "http"]
 
 EXIT_OK: Final = 0
 EXIT_USAGE: Final = 2
@@ -72,6 +72,8 @@ class RoleContext:
     parent_pid: int
     parent_pidfd: int  # readable once the supervisor is dead
     app: str | None = None
+    discover: str | None = None  # URL of what knows the peers, for the agent
+    weight: int = 1  # of this node on the ring
     groups: tuple[Any, ...] = ()
     run_dir_is_temporary: bool = False  # made for this node alone: goes with it
     socket_gid: int | None = None  # group that may connect; None: the owner alone

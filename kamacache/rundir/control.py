@@ -34,7 +34,7 @@ MEMBERSHIP: Final = 3
 
 
 class ControlWriter:
-    """The supervisor's hold on the control file."""
+    """The supervisor's hold on the control file; the agent's on its word of it."""
 
     __slots__ = ("_map", "words")
 
@@ -50,6 +50,16 @@ class ControlWriter:
         self.words = memoryview(self._map).cast("Q")
         self.words[FORMAT] = CONTROL_FORMAT
         self.words[MAGIC] = CONTROL_MAGIC  # last: a file with the magic is complete
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> ControlWriter:
+        """Map the words that a supervisor made, for the writer that is told one of them.
+
+        Raises `NodeUnavailableError` where the file is gone or foreign.
+        """
+        writer = cls.__new__(cls)
+        writer._map, writer.words = _map_words(path, writable=True)
+        return writer
 
     def extend(self) -> None:
         """Let readers trust the memory for `SERVE_UNTIL_AHEAD_MS` from now."""
@@ -72,25 +82,7 @@ class ControlReader:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Map the file read-only; raises `NodeUnavailableError` where it is gone or foreign."""
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                if os.fstat(fd).st_size < CONTROL_BYTES:
-                    raise NodeUnavailableError(f"{path} is not a control file: it is too short")
-                self._map = mmap.mmap(fd, CONTROL_BYTES, prot=mmap.PROT_READ)
-            finally:
-                os.close(fd)
-        except OSError as error:
-            raise NodeUnavailableError(
-                f"the node's control file {path} cannot be read: {error.strerror}"
-            ) from error
-        self.words = memoryview(self._map).cast("Q")
-        if self.words[MAGIC] != CONTROL_MAGIC or self.words[FORMAT] != CONTROL_FORMAT:
-            self.close()
-            raise NodeUnavailableError(
-                f"{path} is not a control file of format {CONTROL_FORMAT}; "
-                "does another version of kamacache run the node?"
-            )
+        self._map, self.words = _map_words(path, writable=False)
 
     @property
     def serving(self) -> bool:
@@ -101,6 +93,33 @@ class ControlReader:
         """Unmap the file."""
         self.words.release()
         self._map.close()
+
+
+def _map_words(
+    path: str | os.PathLike[str], *, writable: bool
+) -> tuple[mmap.mmap, memoryview[int]]:
+    try:
+        fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+        try:
+            if os.fstat(fd).st_size < CONTROL_BYTES:
+                raise NodeUnavailableError(f"{path} is not a control file: it is too short")
+            protection = mmap.PROT_READ | mmap.PROT_WRITE * writable
+            mapped = mmap.mmap(fd, CONTROL_BYTES, prot=protection)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise NodeUnavailableError(
+            f"the node's control file {path} cannot be opened: {error.strerror}"
+        ) from error
+    words = memoryview(mapped).cast("Q")
+    if words[MAGIC] != CONTROL_MAGIC or words[FORMAT] != CONTROL_FORMAT:
+        words.release()
+        mapped.close()
+        raise NodeUnavailableError(
+            f"{path} is not a control file of format {CONTROL_FORMAT}; "
+            "does another version of kamacache run the node?"
+        )
+    return mapped, words
 
 
 def end_serving(path: str | os.PathLike[str]) -> None:

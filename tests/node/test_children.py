@@ -7,8 +7,8 @@ import os
 import pytest
 
 from kamacache.limits import BOOT_FAILURES_MAX, RESTART_BACKOFF_FIRST_S, RESTART_BACKOFF_MAX_S
-from kamacache.node.children import Child, backoff_s
-from kamacache.rundir.context import FAILURE_CHARS_MAX, RoleContext
+from kamacache.node.children import Child, backoff_s, make_children
+from kamacache.rundir.context import FAILURE_CHARS_MAX, Role, RoleContext
 
 
 def forked(child: Child, said: bytes = b"") -> None:
@@ -30,17 +30,17 @@ def test_death_at_work_is_no_failure_and_restarts_at_once() -> None:
         assert child.ready
         child.died(-9, 100.0)
         assert child.start_at_s == 100.0
-    assert not child.given_up
+    assert not child.given_up(node_was_ready=False)
 
 
 def test_deaths_before_ready_wait_longer_and_end_the_node() -> None:
     child = Child(role="worker", index=0)
     for failures in range(1, BOOT_FAILURES_MAX + 1):
-        assert not child.given_up
+        assert not child.given_up(node_was_ready=False)
         forked(child)
         child.died(1, 100.0)
         assert child.start_at_s == 100.0 + backoff_s(failures)
-    assert child.given_up
+    assert child.given_up(node_was_ready=True)
     assert child.exit_code == 3
 
 
@@ -52,7 +52,44 @@ def test_one_success_forgets_the_failures() -> None:
             child.died(1, 0.0)
         forked(child, b"ready\n")
         child.died(1, 0.0)
-    assert not child.given_up
+    assert not child.given_up(node_was_ready=False)
+
+
+@pytest.mark.parametrize("role", ["agent", "http"])
+def test_node_that_has_been_ready_goes_on_without_agent_and_http(role: Role) -> None:
+    child = Child(role=role, index=0)
+    for _ in range(2 * BOOT_FAILURES_MAX):
+        forked(child, b"failed 78 the extra is gone\n")
+        child.died(78, 100.0)
+        assert not child.given_up(node_was_ready=True)
+        assert child.start_at_s is not None
+    assert child.given_up(node_was_ready=False)
+
+
+def test_setting_that_cannot_work_is_not_tried_again() -> None:
+    child = Child(role="agent", index=0)
+    forked(child, b"failed 78 no such source\n")
+    child.died(78, 0.0)
+    assert child.given_up(node_was_ready=False)
+    assert child.exit_code == 78
+    back = Child(role="front", index=0)
+    forked(back, b"ready\n")
+    back.died(-9, 0.0)
+    forked(back, b"failed 78 odd\n")
+    back.died(78, 0.0)
+    assert not back.given_up(node_was_ready=True)  # it worked before
+
+
+def test_workers_come_first() -> None:
+    made = make_children(2, 1, agent=True, http=True)
+    assert [child.name for child in made] == [
+        "worker 0",
+        "worker 1",
+        "front 0",
+        "agent 0",
+        "http 0",
+    ]
+    assert [child.name for child in make_children(1, 0, agent=False, http=False)] == ["worker 0"]
 
 
 def test_back_off_is_bounded() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from kamacache.limits import DRAIN_TIMEOUT_S
 from kamacache.node.children import Child
-from kamacache.node.stopping import AT_ONCE_GRACE_S, DRAIN_MARGIN_S, Stopping
+from kamacache.node.stopping import AT_ONCE_GRACE_S, DRAIN_MARGIN_S, LEAVE_TIMEOUT_S, Stopping
 from kamacache.rundir.context import Role
 
 
@@ -129,3 +129,39 @@ def test_interrupt_hastens_a_drain(roles: Roles) -> None:
     stopping.hasten(101.0)
     assert roles.ended("worker 0") == roles.ended("worker 1") == 3
     assert stopping.tick(101.0) == 101.0 + AT_ONCE_GRACE_S
+
+
+def test_agent_leaves_before_fronts_and_http_end(roles: Roles) -> None:
+    roles.add("agent", 0)
+    roles.add("http", 0)
+    stopping = Stopping(roles.children, "drain", 100.0)
+    assert roles.ended("agent 0") == 15
+    assert roles.alive("front 0")
+    assert roles.alive("http 0")
+    assert stopping.tick(100.1) == 100.0 + DRAIN_TIMEOUT_S
+    assert roles.ended("front 0") == 15
+    stopping.tick(100.2)
+    assert roles.words("worker 0") == []  # HTTP has calls in flight, too
+    assert roles.ended("http 0") == 15
+    stopping.tick(100.3)
+    assert roles.words("worker 0") == roles.words("worker 1") == ["drain"]
+
+
+def test_agent_that_does_not_leave_holds_the_node_up_for_a_moment_only(roles: Roles) -> None:
+    roles.add("agent", 0)
+    stopping = Stopping(roles.children, "drain", 100.0)
+    roles.processes["agent 0"].wait(10)  # sleep has no handler: take it for one that stays
+    wake_s = stopping.tick(100.1)
+    assert wake_s == 100.0 + LEAVE_TIMEOUT_S
+    assert roles.alive("front 0")
+    assert stopping.tick(wake_s) == 100.0 + DRAIN_TIMEOUT_S
+    assert roles.ended("front 0") == 15
+
+
+def test_at_once_is_for_agent_and_http_too(roles: Roles) -> None:
+    roles.add("agent", 0)
+    roles.add("http", 0)
+    stopping = Stopping(roles.children, "drain", 100.0)
+    stopping.hasten(100.1)
+    assert roles.ended("front 0") == roles.ended("http 0") == 3
+    assert roles.ended("agent 0") in (15, 3)

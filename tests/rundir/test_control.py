@@ -9,7 +9,13 @@ import pytest
 from kamacache.clock import boottime_ms
 from kamacache.errors import NodeUnavailableError
 from kamacache.limits import SERVE_UNTIL_AHEAD_MS
-from kamacache.rundir.control import SERVE_UNTIL, ControlReader, ControlWriter, end_serving
+from kamacache.rundir.control import (
+    MEMBERSHIP,
+    SERVE_UNTIL,
+    ControlReader,
+    ControlWriter,
+    end_serving,
+)
 
 
 def test_reader_sees_what_the_writer_extends_and_ends(tmp_path: Path) -> None:
@@ -35,6 +41,18 @@ def test_reader_cannot_write(tmp_path: Path) -> None:
     writer.close()
 
 
+def test_second_writer_writes_the_words_that_the_first_made(tmp_path: Path) -> None:
+    writer = ControlWriter(tmp_path / "control")
+    writer.extend()
+    second = ControlWriter.open(tmp_path / "control")
+    second.words[MEMBERSHIP] = 5
+    assert writer.words[MEMBERSHIP] == 5
+    assert second.words[SERVE_UNTIL] == writer.words[SERVE_UNTIL]
+    second.close()
+    assert writer.words[MEMBERSHIP] == 5
+    writer.close()
+
+
 def test_successor_ends_what_a_dead_supervisor_promised(tmp_path: Path) -> None:
     writer = ControlWriter(tmp_path / "control")
     writer.extend()
@@ -49,12 +67,14 @@ def test_successor_ends_what_a_dead_supervisor_promised(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"x" * 4096])
 def test_foreign_file_is_no_control_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "control").write_bytes(content)
-    with pytest.raises(NodeUnavailableError):
-        ControlReader(tmp_path / "control")
+    for opened in (ControlReader, ControlWriter.open):
+        with pytest.raises(NodeUnavailableError):
+            opened(tmp_path / "control")
     end_serving(tmp_path / "control")
     assert (tmp_path / "control").read_bytes() == content
 
 
 def test_missing_file_is_an_unavailable_node(tmp_path: Path) -> None:
-    with pytest.raises(NodeUnavailableError):
-        ControlReader(tmp_path / "control")
+    for opened in (ControlReader, ControlWriter.open):
+        with pytest.raises(NodeUnavailableError):
+            opened(tmp_path / "control")
