@@ -7,8 +7,8 @@ answer later; it raises a `KamaCacheError` for the asker alone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from kamacache.calls import check_chain
 from kamacache.clock import boottime_ms
@@ -25,6 +25,7 @@ from kamacache.getters import Loadable
 from kamacache.limits import BATCH_KEYS_MAX, KEY_BYTES_MAX, TTL_MS_MAX
 from kamacache.store import NEGATIVE
 from kamacache.wire.messages import (
+    FROM_PEER,
     Delete,
     DeleteMany,
     Done,
@@ -37,36 +38,59 @@ from kamacache.wire.messages import (
     SetMany,
     Stats,
     StatsReply,
-    Value,
 )
+from kamacache.worker.fetches import ClusterReads
 from kamacache.worker.loader import Flight, Loader, Outcome, Shard
 from kamacache.worker.pools import GetterThreads
-from kamacache.worker.replies import value_reply, values_reply
+from kamacache.worker.replies import (
+    peer_value_reply,
+    peer_values_reply,
+    value_reply,
+    values_reply,
+)
 from kamacache.worker.waiters import Asker, ManyWaiter, OneWaiter, Wait
+
+if TYPE_CHECKING:
+    from kamacache.cluster.peers import Peers
 
 
 class HostedGroup:
     """One group in one worker: its shard and its loads."""
 
-    __slots__ = ("flights", "loadable", "loader", "shard", "spec")
+    __slots__ = ("flights", "loader", "loads", "reads", "shard", "spec")
 
     def __init__(
-        self, spec: GroupSpec, shard: Shard, loadable: Loadable | None, threads: GetterThreads
+        self,
+        spec: GroupSpec,
+        shard: Shard,
+        loadable: Loadable | None,
+        threads: GetterThreads,
+        peers: Peers | None = None,
     ) -> None:
         self.spec: Final = spec
         self.shard: Final = shard
         self.loader: Final = Loader(spec, shard, loadable, threads)
-        self.loadable: Final = self.loader.loadable
+        self.reads: Final[Loader | ClusterReads] = (
+            self.loader if peers is None else ClusterReads(self.loader, peers)
+        )
+        # Whether what is not in memory is looked for any further.
+        self.loads: Final = self.loader.loadable is not None or peers is not None
         self.flights: Final = self.loader.flights
 
     def put(self, key: bytes, value: bytes, ttl_ms: int | None) -> None:
         """Store a value for a time; None: the group's."""
         expiry_ms = self.expiry_after(ttl_ms)
-        if not 0 < len(key) <= KEY_BYTES_MAX:
-            raise _key_error(key)
+        check_key(key)
         self.shard.put(key, value, expiry_ms)
         if self.flights:
             self.loader.detach(key)
+
+    def put_many(self, items: Sequence[tuple[bytes, bytes]], ttl_ms: int | None) -> None:
+        """Store values of distinct keys; one that is refused is an error before any is stored."""
+        self.shard.put_many(items, self.expiry_after(ttl_ms))
+        if self.flights:
+            for key, _ in items:
+                self.loader.detach(key)
 
     def expiry_after(self, ttl_ms: int | None) -> int:
         """Return the absolute expiry of what is stored now; None: the group's time, 0: never."""
@@ -82,19 +106,30 @@ class HostedGroup:
 
     def delete(self, key: bytes) -> bool:
         """Remove a key; True when it was there."""
-        if not 0 < len(key) <= KEY_BYTES_MAX:
-            raise _key_error(key)
+        check_key(key)
         if self.flights:
             self.loader.detach(key)
         return self.shard.delete(key)
 
 
-def _key_error(key: bytes) -> KeyTooLongError:
-    return KeyTooLongError(
-        f"the key has {len(key)} bytes; 1 to {KEY_BYTES_MAX} are allowed",
-        key_bytes=len(key),
-        limit_bytes=KEY_BYTES_MAX,
-    )
+def check_key(key: bytes) -> None:
+    """Raise `KeyTooLongError` for a key of a length that is not allowed."""
+    if not 0 < len(key) <= KEY_BYTES_MAX:
+        raise KeyTooLongError(
+            f"the key has {len(key)} bytes; 1 to {KEY_BYTES_MAX} are allowed",
+            key_bytes=len(key),
+            limit_bytes=KEY_BYTES_MAX,
+        )
+
+
+def distinct_items(request: SetMany) -> list[tuple[bytes, bytes]]:
+    """Return what a batch stores, the last value of each key; its keys are checked."""
+    items = request.items
+    check_batch(len(items))
+    by_key = dict(items)
+    check_key(min(by_key, key=len, default=b"-"))
+    check_key(max(by_key, key=len, default=b"-"))
+    return items if len(by_key) == len(items) else list(by_key.items())
 
 
 class Handlers:
@@ -108,6 +143,7 @@ class Handlers:
         loop: asyncio.AbstractEventLoop,
         extra_stats: Callable[[], dict[str, int]] = dict,
     ) -> None:
+        """Serve a node without peers; `kamacache.worker.writes` changes the table for one."""
         self._groups = groups
         self._loop = loop
         self.draining = False
@@ -126,7 +162,7 @@ class Handlers:
     @property
     def loading(self) -> bool:
         """Whether a load runs or is queued, one that a write detached included."""
-        return any(group.loader.running for group in self._groups.values())
+        return any(group.reads.busy for group in self._groups.values())
 
     def group(self, name: str) -> HostedGroup:
         """Return a group, or raise `GroupNotFoundError`."""
@@ -144,19 +180,25 @@ class Handlers:
         """Answer a hit, or wait for the key's load."""
         group = self._groups.get(request.group) or self.group(request.group)
         key = request.key
-        if not 0 < len(key) <= KEY_BYTES_MAX:
-            raise _key_error(key)
+        check_key(key)
         found = group.shard.get(key)
-        if isinstance(found, bytes):
-            return value_reply(request.id, found)
-        if found is NEGATIVE or group.loadable is None:
-            return Value(request.id, None)
+        if found is not None or not group.loads:
+            value = found if isinstance(found, bytes) else None
+            if request.flags & FROM_PEER:
+                return peer_value_reply(request.id, key, value, group.shard)
+            return value_reply(request.id, value)
         self._check_load(request)
         if request.depth:
             check_chain(request.group, key, request.depth, request.chain)
-        waiter = OneWaiter(request, asker, group.spec, self._loop)
+        waiter = OneWaiter(request, asker, group.spec, self._loop, group.shard)
         waiter.flight = None
-        flight = group.loader.load(key, request.depth, request.chain, waiter)
+        flight = group.reads.load(
+            key,
+            request.depth,
+            request.chain,
+            waiter,
+            from_peer=bool(request.flags & FROM_PEER),
+        )
         if isinstance(flight, KamaCacheError):
             _forget(asker, waiter)
             raise flight
@@ -166,21 +208,21 @@ class Handlers:
     def get_many(self, request: GetMany, asker: Asker) -> Reply | None:
         """Answer when every key is found or its load ended."""
         group = self.group(request.group)
-        _check_batch(len(request.keys))
+        check_batch(len(request.keys))
+        from_peer = bool(request.flags & FROM_PEER)
         outcomes: dict[bytes, Outcome] = {}
         missing: list[bytes] = []
         for key in dict.fromkeys(request.keys):
-            if not 0 < len(key) <= KEY_BYTES_MAX:
-                raise _key_error(key)
+            check_key(key)
             found = group.shard.get(key)
             if isinstance(found, bytes):
                 outcomes[key] = found
-            elif found is NEGATIVE or group.loadable is None:
+            elif found is NEGATIVE or not group.loads:
                 outcomes[key] = None
             else:
                 missing.append(key)
         if not missing:
-            return values_reply(request.id, request.keys, outcomes)
+            return _values(request, outcomes, group)
         self._check_load(request)
         loadable: list[bytes] = []
         for key in missing:
@@ -191,8 +233,10 @@ class Handlers:
                 outcomes[key] = error
             else:
                 loadable.append(key)
-        waiter = ManyWaiter(request, asker, group.spec, self._loop, outcomes)
-        flights = group.loader.load_many(loadable, request.depth, request.chain, waiter)
+        waiter = ManyWaiter(request, asker, group.spec, self._loop, group.shard, outcomes)
+        flights = group.reads.load_many(
+            loadable, request.depth, request.chain, waiter, from_peer=from_peer
+        )
         for key, flight in zip(loadable, flights, strict=True):
             if isinstance(flight, Flight):
                 waiter.pending[key] = flight
@@ -201,7 +245,7 @@ class Handlers:
         if waiter.pending:
             return None
         _forget(asker, waiter)
-        return values_reply(request.id, request.keys, outcomes)
+        return _values(request, outcomes, group)
 
     def set(self, request: Set, asker: Asker) -> Reply:
         """Store a value."""
@@ -212,18 +256,7 @@ class Handlers:
     def set_many(self, request: SetMany, asker: Asker) -> Reply:
         """Store values; one that is refused is an error before any is stored."""
         group = self.group(request.group)
-        items = request.items
-        _check_batch(len(items))
-        by_key = dict(items)
-        for key in (min(by_key, key=len, default=b"-"), max(by_key, key=len, default=b"-")):
-            if not 0 < len(key) <= KEY_BYTES_MAX:
-                raise _key_error(key)
-        if len(by_key) < len(items):
-            items = list(by_key.items())  # the last value of a key counts
-        group.shard.put_many(items, group.expiry_after(request.ttl_ms))
-        if group.flights:
-            for key in by_key:
-                group.loader.detach(key)
+        group.put_many(distinct_items(request), request.ttl_ms)
         return Done(request.id, len(request.items))
 
     def delete(self, request: Delete, asker: Asker) -> Reply:
@@ -234,14 +267,14 @@ class Handlers:
     def delete_many(self, request: DeleteMany, asker: Asker) -> Reply:
         """Remove keys."""
         group = self.group(request.group)
-        _check_batch(len(request.keys))
+        check_batch(len(request.keys))
         return Done(request.id, sum([group.delete(key) for key in request.keys]))
 
     def stats(self, request: Stats, asker: Asker) -> Reply:
         """Return the numbers of the shard and of its loads."""
         group = self.group(request.group)
         return StatsReply(
-            request.id, {**group.shard.stats(), **group.loader.stats(), **self.extra_stats()}
+            request.id, {**group.shard.stats(), **group.reads.stats(), **self.extra_stats()}
         )
 
     def ping(self, request: Ping, asker: Asker) -> Reply:
@@ -259,7 +292,8 @@ class Handlers:
             )
 
 
-def _check_batch(count: int) -> None:
+def check_batch(count: int) -> None:
+    """Raise `ConfigError` for more keys than one request may name."""
     if count > BATCH_KEYS_MAX:
         raise ConfigError(
             f"a batch of {count} keys; {BATCH_KEYS_MAX} fit into one request",
@@ -271,3 +305,9 @@ def _check_batch(count: int) -> None:
 def _forget(asker: Asker, waiter: Wait) -> None:
     waiter.leave()
     asker.waiters.pop(waiter, None)
+
+
+def _values(request: GetMany, outcomes: dict[bytes, Outcome], group: HostedGroup) -> Reply:
+    if request.flags & FROM_PEER:
+        return peer_values_reply(request.id, request.keys, outcomes, group.shard)
+    return values_reply(request.id, request.keys, outcomes)

@@ -27,7 +27,7 @@ import asyncio
 import contextvars
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from kamacache.calls import Call, ChainLink, current
@@ -36,6 +36,7 @@ from kamacache.config import GroupSpec
 from kamacache.errors import DeadlineExceededError, KamaCacheError, LoadError, ValueTooLargeError
 from kamacache.getters import Loadable, Loaded
 from kamacache.limits import LOAD_DEPTH_MAX, LOADS_QUEUED_MAX
+from kamacache.store import Held
 from kamacache.worker.pools import DepthPool, GetterThreads, Job
 from kamacache.worker.repeated import RepeatedLog
 
@@ -65,9 +66,24 @@ class Shard(Protocol):
         """Store values of distinct keys; an error before any is stored."""
 
     def put(
-        self, key: bytes, value: bytes, expiry_ms: int = 0, *, negative: bool = False
+        self,
+        key: bytes,
+        value: bytes,
+        expiry_ms: int = 0,
+        *,
+        negative: bool = False,
+        version: int | None = None,
+        mirror: bool = False,
     ) -> bool: ...
     def delete(self, key: bytes) -> bool: ...
+    def held(self, key: bytes) -> Held | None: ...
+    def now(self) -> int: ...
+    def observe(self, version: int) -> None: ...
+    @property
+    def last_version(self) -> int: ...
+    def drop_older(self, key: bytes, version: int) -> bool: ...
+    def flush_older(self, version: int, start: int, count: int) -> int: ...
+    def sweep(self, keep: Callable[[bytes], bool], start: int, count: int) -> int: ...
     def maintain(self) -> None: ...
     def stats(self) -> dict[str, int]: ...
     def close(self) -> None: ...
@@ -81,13 +97,20 @@ class Waiter(Protocol):
 
 
 class Flight:
-    """One key's load in progress."""
+    """One key's load in progress; ``version`` is the shard's clock when it began.
 
-    __slots__ = ("job", "key", "waiters")
+    What is loaded is stored with that version, so a write that came after the beginning wins,
+    whichever node it was made at.
+    """
 
-    def __init__(self, key: bytes) -> None:
+    __slots__ = ("depth", "job", "key", "settled", "version", "waiters")
+
+    def __init__(self, key: bytes, version: int = 0, *, depth: int = 0) -> None:
         self.key = key
-        self.job: LoadJob | None = None
+        self.version = version
+        self.depth = depth  # of the deepest asker
+        self.job: LoadJob | None = None  # None: a peer is asked first, or instead
+        self.settled = False
         self.waiters: dict[Waiter, None] = {}  # ordered, and quick to leave
 
     def leave(self, waiter: Waiter) -> None:
@@ -96,6 +119,7 @@ class Flight:
 
     def settle(self, outcome: Outcome) -> None:
         """Give the outcome to all who wait."""
+        self.settled = True
         waiters, self.waiters = self.waiters, {}
         for waiter in waiters:
             waiter.settle(self, outcome)
@@ -171,6 +195,10 @@ class LoadJob(Job):
             pool.finished()
 
 
+def _always(key: bytes) -> bool:
+    return True
+
+
 class Loader:
     """The flights of one group in one worker."""
 
@@ -186,6 +214,8 @@ class Loader:
         self.loadable: Final = loadable if loadable is not None and loadable.has_getter else None
         self.flights: dict[bytes, Flight] = {}
         self.counters: dict[str, int] = dict.fromkeys(COUNTERS, 0)
+        self.owns: Callable[[bytes], bool] = _always  # else what is loaded is kept as a mirror
+        self.mirror_ttl_ms = 0
         self.running = 0  # jobs that did not finish, detached ones included
         self.stray: list[asyncio.Task[None]] = []  # cancelled, not ended yet
         self._hung_tasks: set[asyncio.Task[None]] = set()
@@ -196,29 +226,53 @@ class Loader:
             for depth in range(LOAD_DEPTH_MAX + 1)
         ]
 
+    @property
+    def busy(self) -> bool:
+        """Whether a load runs or is queued, one that a write detached included."""
+        return self.running > 0
+
     def load(
-        self, key: bytes, depth: int, chain: tuple[ChainLink, ...], waiter: Waiter
+        self,
+        key: bytes,
+        depth: int,
+        chain: tuple[ChainLink, ...],
+        waiter: Waiter,
+        *,
+        from_peer: bool = False,
     ) -> Flight | LoadError:
         """Join the key's flight or start one; the waiter is settled later, never in this call."""
         flight = self.flights.get(key)
         if flight is not None:
-            self._join(flight, depth, waiter)
+            self.join(flight, depth, waiter)
             return flight
-        flight = Flight(key)
-        error = self._start(LoadJob(self, (flight,), many=False), depth, chain)
-        if error is not None:
-            return error
+        flight = Flight(key, self.shard.now(), depth=depth)
+        if self.loadable is None:  # a group without a getter, whose owner is another node
+            self._loop.call_soon(self.begin, (flight,), depth, chain)
+        else:
+            error = self._start(LoadJob(self, (flight,), many=False), depth, chain)
+            if error is not None:
+                return error
+        self.flights[key] = flight
         flight.waiters[waiter] = None
         return flight
 
     def load_many(
-        self, keys: Sequence[bytes], depth: int, chain: tuple[ChainLink, ...], waiter: Waiter
+        self,
+        keys: Sequence[bytes],
+        depth: int,
+        chain: tuple[ChainLink, ...],
+        waiter: Waiter,
+        *,
+        from_peer: bool = False,
     ) -> list[Flight | LoadError]:
         """Do the same for distinct keys; those without a flight go in one call where possible."""
         error: LoadError | None = None
         fresh: dict[bytes, Flight] = {}
         if self.loadable is not None and self.loadable.has_getter_many:
-            fresh = {key: Flight(key) for key in keys if key not in self.flights}
+            version = self.shard.now()
+            fresh = {
+                key: Flight(key, version, depth=depth) for key in keys if key not in self.flights
+            }
         if len(fresh) > 1:
             error = self._start(LoadJob(self, [*fresh.values()], many=True), depth, chain)
         else:
@@ -231,9 +285,24 @@ class Loader:
             elif error is not None:
                 joined.append(error)
             else:
+                self.flights[key] = flight
                 flight.waiters[waiter] = None
                 joined.append(flight)
         return joined
+
+    def begin(self, flights: Sequence[Flight], depth: int, chain: tuple[ChainLink, ...]) -> None:
+        """Call the getter for flights that are there already, and have no job yet."""
+        if self.loadable is None:
+            for flight in flights:
+                self._settle_one(flight, None)
+            return
+        depth = max(depth, *(flight.depth for flight in flights))
+        many = len(flights) > 1 and self.loadable.has_getter_many
+        for part in [flights] if many else [(flight,) for flight in flights]:
+            error = self._start(LoadJob(self, part, many=many), depth, chain)
+            if error is not None:
+                for flight in part:
+                    self._settle_one(flight, error)
 
     def detach(self, key: bytes) -> None:
         """Let the key's load store nothing: the key was written. Those who wait get its answer."""
@@ -273,19 +342,27 @@ class Loader:
         if isinstance(outcomes, KamaCacheError):
             self.counters["load_errors"] += 1
         for flight in job.flights:
-            key = flight.key
-            outcome = outcomes if isinstance(outcomes, KamaCacheError) else outcomes.get(key)
-            if self.flights.get(key) is flight:  # else detached: stores nothing
-                del self.flights[key]
-                if not isinstance(outcome, KamaCacheError):
-                    outcome = self._keep(key, outcome)
-            flight.settle(outcome)
+            if isinstance(outcomes, KamaCacheError):
+                self._settle_one(flight, outcomes)
+            else:
+                self._settle_one(flight, outcomes.get(flight.key))
 
-    def _join(self, flight: Flight, depth: int, waiter: Waiter) -> None:
+    def _settle_one(self, flight: Flight, outcome: Outcome) -> None:
+        key = flight.key
+        if self.flights.get(key) is flight:  # else detached: stores nothing
+            del self.flights[key]
+            if not isinstance(outcome, KamaCacheError):
+                self.keep(key, outcome, flight.version)
+        flight.settle(outcome)
+
+    def join(self, flight: Flight, depth: int, waiter: Waiter) -> None:
+        """Let one more wait for a flight; its load runs at the depth of the deepest of them."""
         self.counters["loads_joined"] += 1
         flight.waiters[waiter] = None
+        flight.depth = max(flight.depth, depth)
         job = flight.job
-        assert job is not None
+        if job is None:
+            return  # begins later, at the flight's depth
         if job.depths and job.started_s is None and job.depths[-1].depth < depth:
             # The asker holds a thread of depth - 1 and must not wait for one of the same or less.
             # Where the deeper queue is full, the load still runs from the one it stands in.
@@ -313,8 +390,6 @@ class Loader:
             )
         self.running += 1
         self.counters["loads"] += len(job.flights)
-        for flight in job.flights:
-            self.flights[flight.key] = flight
         job.timer = self._loop.call_later(self.spec.load_timeout_s, self._timed_out, job)
         return None
 
@@ -354,20 +429,32 @@ class Loader:
         )
         self.settle(job, error)
 
-    def _keep(self, key: bytes, value: Loaded) -> Outcome:
+    def keep(self, key: bytes, value: Loaded, version: int, ttl_ms: int | None = None) -> None:
+        """Store what was loaded, as the owner or as a mirror; ``ttl_ms`` None: the group's."""
         spec = self.spec
+        if ttl_ms is None:
+            ttl_ms = spec.negative_ttl_ms if value is None else spec.ttl_ms or 0
+        if value is None and not ttl_ms:
+            return
+        mirror = not self.owns(key)
+        if mirror:
+            ttl_ms = min(ttl_ms or self.mirror_ttl_ms, self.mirror_ttl_ms)
+            if not ttl_ms:
+                return
         try:
-            if value is not None:
-                expiry_ms = 0 if spec.ttl_ms is None else boottime_ms() + spec.ttl_ms
-                self.shard.put(key, value, expiry_ms)
-            elif spec.negative_ttl_ms:
-                self.shard.put(key, b"", boottime_ms() + spec.negative_ttl_ms, negative=True)
+            self.shard.put(
+                key,
+                value or b"",
+                boottime_ms() + ttl_ms if ttl_ms else 0,
+                negative=value is None,
+                version=version,
+                mirror=mirror,
+            )
         except ValueTooLargeError:
             self.counters["loads_not_kept"] += 1  # returned all the same
         except Exception:
             log.warning("the shard refused a loaded value", exc_info=True, group=spec.name)
             self.counters["loads_not_kept"] += 1
-        return value
 
     def _stray_ended(self, task: asyncio.Task[None]) -> None:
         self._hung_tasks.discard(task)

@@ -6,15 +6,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from kamacache.errors import KamaCacheError, ValueTooLargeError, to_fields
 from kamacache.limits import FRAME_BYTES_MAX, KEY_BYTES_MAX
+from kamacache.store import Held
 from kamacache.wire.messages import PAYLOAD_SLACK_BYTES, Failure, KeyFailure, Reply, Value, Values
 from kamacache.worker.loader import Outcome
 
 VALUE_FRAME_BYTES_MAX: Final = FRAME_BYTES_MAX - PAYLOAD_SLACK_BYTES
 _PER_VALUE_BYTES: Final = 8  # msgpack's length in front of each value, with room
+
+
+class Holder(Protocol):
+    """What tells how long a value lives, and its version: the shard."""
+
+    def held(self, key: bytes) -> Held | None: ...
 
 
 def failure(request_id: int, error: KamaCacheError) -> Failure:
@@ -63,3 +70,31 @@ def value_reply(request_id: int, value: bytes | None) -> Reply:
             ),
         )
     return Value(request_id, value)
+
+
+def peer_value_reply(request_id: int, key: bytes, value: bytes | None, shard: Holder) -> Reply:
+    """Return a value as the reply to a peer, which must know how long it may keep it."""
+    reply = value_reply(request_id, value)
+    if type(reply) is Value:
+        reply.ttl_ms, reply.version = _meta(key, value, shard)
+    return reply
+
+
+def peer_values_reply(
+    request_id: int, keys: Sequence[bytes], outcomes: dict[bytes, Outcome], shard: Holder
+) -> Reply:
+    """Return outcomes as the reply to a peer, as `values_reply`."""
+    reply = values_reply(request_id, keys, outcomes)
+    if type(reply) is Values:
+        metas = [_meta(key, value, shard) for key, value in zip(keys, reply.values, strict=False)]
+        reply.ttls = [ttl_ms for ttl_ms, _ in metas]
+        reply.versions = [version for _, version in metas]
+    return reply
+
+
+def _meta(key: bytes, value: bytes | None, shard: Holder) -> tuple[int, int]:
+    """Return time to live and version; 0 and 0 where this is not what the shard holds."""
+    held = shard.held(key)
+    if held is None or held.value != value:
+        return 0, 0
+    return held.ttl_ms or 0, held.version

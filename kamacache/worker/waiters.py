@@ -11,9 +11,16 @@ from typing import Protocol
 
 from kamacache.config import GroupSpec
 from kamacache.errors import DeadlineExceededError, KamaCacheError
-from kamacache.wire.messages import GetMany, Reply, Request
+from kamacache.wire.messages import FROM_PEER, GetMany, Reply, Request
 from kamacache.worker.loader import Flight, Outcome
-from kamacache.worker.replies import failure, value_reply, values_reply
+from kamacache.worker.replies import (
+    Holder,
+    failure,
+    peer_value_reply,
+    peer_values_reply,
+    value_reply,
+    values_reply,
+)
 
 
 class Asker(Protocol):
@@ -35,14 +42,20 @@ class Leaver(Protocol):
 class Wait:
     """What the two waiters share: the asker, and its deadline."""
 
-    __slots__ = ("_asker", "_id", "_spec", "_timer")
+    __slots__ = ("_asker", "_for_peer", "_id", "_spec", "_timer")
 
     def __init__(
-        self, request: Request, asker: Asker, spec: GroupSpec, loop: asyncio.AbstractEventLoop
+        self,
+        request: Request,
+        asker: Asker,
+        spec: GroupSpec,
+        loop: asyncio.AbstractEventLoop,
+        shard: Holder,
     ) -> None:
         self._asker = asker
         self._id = request.id
         self._spec = spec
+        self._for_peer = shard if request.flags & FROM_PEER else None
         asker.waiters[self] = None
         self._timer = loop.call_later(request.budget_ms / 1000, self._late)
 
@@ -80,6 +93,8 @@ class OneWaiter(Wait):
         """Answer."""
         if isinstance(outcome, KamaCacheError):
             self._reply(failure(self._id, outcome))
+        elif self._for_peer is not None:
+            self._reply(peer_value_reply(self._id, flight.key, outcome, self._for_peer))
         else:
             self._reply(value_reply(self._id, outcome))
 
@@ -101,9 +116,10 @@ class ManyWaiter(Wait):
         asker: Asker,
         spec: GroupSpec,
         loop: asyncio.AbstractEventLoop,
+        shard: Holder,
         outcomes: dict[bytes, Outcome],
     ) -> None:
-        super().__init__(request, asker, spec, loop)
+        super().__init__(request, asker, spec, loop, shard)
         self._keys = request.keys
         self._outcomes = outcomes
         self.pending: dict[bytes, Flight] = {}
@@ -112,8 +128,13 @@ class ManyWaiter(Wait):
         """Note the outcome, and answer when it is the last."""
         self._outcomes[flight.key] = outcome
         del self.pending[flight.key]
-        if not self.pending:
-            self._reply(values_reply(self._id, self._keys, self._outcomes))
+        if self.pending:
+            return
+        if self._for_peer is not None:
+            reply = peer_values_reply(self._id, self._keys, self._outcomes, self._for_peer)
+        else:
+            reply = values_reply(self._id, self._keys, self._outcomes)
+        self._reply(reply)
 
     def leave(self) -> None:
         """Be gone."""

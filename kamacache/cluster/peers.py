@@ -1,0 +1,189 @@
+"""Where a key goes: the ring as this worker sees it now, with the links that are down left out.
+
+*Process*: worker, in the loop's thread. *Owns*: the links to the other nodes::
+
+    key ── ring ──► owner ── its link usable? ── yes ──► that link
+                                    └─ no ──► the next distinct node clockwise ... or this node
+
+*Invariants*: the node itself is on the ring and always usable, so a key always goes somewhere;
+nobody waits for a node whose link is down. What this worker believes of its peers is its own
+finding: nothing adjusts the ring, so two nodes that can reach the same peers agree.
+
+*Hand-off*: for `HANDOFF_S` after this node began, a link came up, or the membership changed, a key
+that this node owns may still lie elsewhere: `holder_before` names where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Protocol
+
+from kamacache.cluster.membership import Member, Membership
+from kamacache.cluster.ring import Ring
+from kamacache.limits import HANDOFF_S
+from kamacache.wire.messages import Reply, Request
+
+Outcome = Reply | Exception
+Done = Callable[[Outcome], None]
+
+
+class Link(Protocol):
+    """What the peers need of a `kamacache.cluster.link.PeerLink`."""
+
+    address: str
+
+    @property
+    def usable(self) -> bool: ...
+    @property
+    def up(self) -> bool: ...
+    @property
+    def settled(self) -> bool: ...
+    @property
+    def pending_invalidations(self) -> int: ...
+    def start(self) -> None: ...
+    async def close(self) -> None: ...
+    async def wait_settled(self) -> None: ...
+    def retry_now(self) -> None: ...
+    def send(self, request: Request, done: Done, deadline_s: float) -> None: ...
+    def invalidate(self, group: str, items: Sequence[tuple[bytes, int]]) -> None: ...
+    def stats(self) -> dict[str, int]: ...
+
+
+class Peers:
+    """The other nodes, and which of them a key goes to."""
+
+    def __init__(
+        self,
+        make_link: Callable[[str], Link],
+        clock_s: Callable[[], float],
+        *,
+        close: Callable[[Link], None],
+        handoff_s: float = HANDOFF_S,
+    ) -> None:
+        """``close`` is given the link to a node that left; it sees to its end."""
+        self._make_link: Final = make_link
+        self._clock_s: Final = clock_s
+        self._close: Final = close
+        self._handoff_s: Final = handoff_s
+        self._ring = Ring([Member("")])
+        self._links: dict[str, Link | None] = {"": None}
+        self._up: dict[str, bool] = {}
+        self._handoff_until_s = clock_s() + handoff_s  # this node has just begun
+        self._rings_before: list[tuple[float, Ring]] = []  # (until when it matters, ring)
+        self.sweep_at_s: float | None = None  # when what this node does not own may go
+        self.number = -1
+        self.own = ""
+
+    @property
+    def links(self) -> list[Link]:
+        """The links to the other nodes."""
+        return [link for link in self._links.values() if link is not None]
+
+    def update(self, membership: Membership) -> None:
+        """Take a new membership: link to those who came, leave those who went."""
+        first = self.number < 0
+        self.number = membership.number
+        self.own = membership.own
+        ring = Ring(membership.members)
+        if not first and ring != self._ring:
+            self._changed()
+            now_s = self._clock_s()
+            self._rings_before = [old for old in self._rings_before if old[0] > now_s]
+            self._rings_before.insert(0, (now_s + self._handoff_s, self._ring))
+        self._ring = ring
+        wanted = set(membership.others)
+        for address in [a for a, link in self._links.items() if a not in wanted]:
+            link = self._links.pop(address)
+            self._up.pop(address, None)
+            if link is not None:
+                self._close(link)
+        self._links[membership.own] = None
+        for address in sorted(wanted - self._links.keys()):
+            link = self._links[address] = self._make_link(address)
+            link.start()
+
+    def link_changed(self, link: Link) -> None:
+        """Take note that a link came up or went down; for the links to call."""
+        if self._links.get(link.address) is not link:
+            return
+        usable = link.usable
+        if usable != self._up.get(link.address, False):
+            self._up[link.address] = usable
+            self._changed()
+            if usable:
+                # It, or we, were away: the next on the ring may have stood in meanwhile.
+                self._handoff_until_s = self._clock_s() + self._handoff_s
+
+    def _changed(self) -> None:
+        self.sweep_at_s = self._clock_s() + self._handoff_s
+
+    def seen(self, address: str) -> None:
+        """Take note that a node said hello to ours: it is there."""
+        link = self._links.get(address)
+        if link is not None:
+            link.retry_now()
+
+    def route(self, key: bytes) -> Link | None:
+        """Return the link to the key's owner, or to who stands in for it; None: this node."""
+        link = self._links[self._ring.owner(key)]
+        if link is None or link.usable or not link.settled:
+            return link
+        for address in self._ring.owners(key):
+            link = self._links[address]
+            if link is None or link.usable or not link.settled:
+                return link
+        return None
+
+    def owns(self, key: bytes) -> bool:
+        """Tell whether the key goes to this node now."""
+        return self.route(key) is None
+
+    def stands_in(self, key: bytes) -> bool:
+        """Tell whether the ring names another node, which is down, for a key that goes here."""
+        return self._links[self._ring.owner(key)] is not None
+
+    def holder_before(self, key: bytes) -> Link | None:
+        """Return the link to who may hold a key of this node's from before; None: nobody.
+
+        Nobody either where our own invalidations are still on the way to that node: what it holds
+        may be what they drop.
+        """
+        now_s = self._clock_s()
+        link = self._links[self._ring.owner(key)]
+        if link is not None:  # we stand in for a node that drains, and is still there
+            return link if link.up and not link.pending_invalidations else None
+        candidates: list[str] = []
+        for until_s, ring in self._rings_before:
+            if now_s < until_s:
+                candidates.append(ring.owner(key))
+        if now_s < self._handoff_until_s:
+            candidates += [a for a in self._ring.owners(key) if a != self.own][:1]
+        for address in candidates:
+            link = self._links.get(address)
+            if link is not None and link.up and not link.pending_invalidations:
+                return link
+        return None
+
+    def invalidate(self, group: str, items: Sequence[tuple[bytes, int]]) -> None:
+        """Have every other node drop records older than these versions."""
+        for link in self._links.values():
+            if link is not None:
+                link.invalidate(group, items)
+
+    def stats(self) -> dict[str, int]:
+        """Return how many peers there are, how many can be asked, and the sums of their links."""
+        links = self.links
+        sums = _sum(link.stats() for link in links)
+        return {
+            "peers": len(links),
+            "peers_up": sum([link.usable for link in links]),
+            **{f"peer_{name}": count for name, count in sums.items()},
+        }
+
+
+def _sum(parts: Iterable[dict[str, int]]) -> dict[str, int]:
+    sums: dict[str, int] = {}
+    for part in parts:
+        for name, count in part.items():
+            sums[name] = sums.get(name, 0) + count
+    return sums

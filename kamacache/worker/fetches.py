@@ -1,0 +1,394 @@
+"""A miss in a cluster: whose key it is, and what is asked of the peers for it.
+
+*Process*: worker, in the loop's thread::
+
+    miss ──► a flight of this key? join it
+      │ no
+      ▼
+    the ring: another node's? ── yes ──► fetch: asked over the link, kept as a mirror
+      │ ours                               └─ link failed ──► the next node, or ourselves
+      ▼
+    did another node have it until now? ── yes ──► peek: what it holds becomes ours
+      │ no                                           └─ nothing held ──┐
+      └────────────────────────────────────────────────────────────────┴──► getter (`Loader`)
+
+*Invariants*:
+
+- What a peer asks is never fetched and joins no fetch, only loads of this node: two nodes that
+  take each other for a key's owner would wait for each other. A peek waits for no load.
+- A fetch is a flight: a write or an invalidation detaches it, and then it keeps nothing.
+- An owner's answer is final, not-found and errors too: nothing is loaded here after it. Only where
+  the link failed or the node stops does another node take its place, `PEER_TRIES_MAX` at most.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from kamacache.calls import ChainLink
+from kamacache.clock import boottime_ms
+from kamacache.errors import (
+    DeadlineExceededError,
+    KamaCacheError,
+    LoadError,
+    NodeUnavailableError,
+    ValueTooLargeError,
+    from_fields,
+)
+from kamacache.limits import PEER_PEEK_S, PEER_TRIES_MAX
+from kamacache.wire.messages import PEEK, Absent, Failure, Get, GetMany, Value, Values
+from kamacache.worker.loader import Flight, Loader, Outcome, Waiter
+
+if TYPE_CHECKING:
+    from kamacache.cluster.peers import Link, Peers
+
+FETCH_MARGIN_S: Final = 0.5  # the owner's word on a late load may arrive first
+
+COUNTERS: Final = (
+    "fetches",
+    "fetches_joined",
+    "fetches_detached",
+    "fetch_errors",
+    "fetches_rerouted",
+    "mirrors_kept",
+    "peeks",
+    "peek_hits",
+    "loads_standing_in",
+    "loads_not_owned",
+)
+
+Chain = tuple[ChainLink, ...]
+
+
+class Fetch:
+    """What is asked of other nodes for keys of one request, until each has its outcome."""
+
+    __slots__ = ("chain", "deadline_s", "depth", "reads")
+
+    def __init__(self, reads: ClusterReads, depth: int, chain: Chain) -> None:
+        self.reads = reads
+        self.depth = depth
+        self.chain = chain
+        self.deadline_s = time.monotonic() + reads.loader.spec.load_timeout_s + FETCH_MARGIN_S
+
+    def start(self, flights: Sequence[Flight], tries: int = 0) -> None:
+        """Ask for each key where it goes now; load here what goes nowhere else."""
+        here: list[Flight] = []
+        by_link: dict[Link, list[Flight]] = {}
+        for flight in flights:
+            link = self.reads.peers.route(flight.key) if tries < PEER_TRIES_MAX else None
+            if link is None:
+                here.append(flight)
+            else:
+                by_link.setdefault(link, []).append(flight)
+        for link, wanted in by_link.items():
+            self.ask(link, wanted, tries)
+        if here:
+            self.reads.load_here(here, self.depth, self.chain)
+
+    def ask(self, link: Link, flights: Sequence[Flight], tries: int) -> None:
+        """Ask one node."""
+        group = self.reads.loader.spec.name
+        request: Get | GetMany
+        if len(flights) == 1:
+            request = Get(group=group, key=flights[0].key, depth=self.depth, chain=self.chain)
+        else:
+            keys = [flight.key for flight in flights]
+            request = GetMany(group=group, keys=keys, depth=self.depth, chain=self.chain)
+        link.send(request, partial(self._answered, flights, tries), self.deadline_s)
+
+    def _answered(self, flights: Sequence[Flight], tries: int, outcome: Any) -> None:
+        reads = self.reads
+        # One that was deepened is asked for twice: the first answer counts.
+        flights = [flight for flight in flights if not flight.settled]
+        if not flights:
+            return
+        kind = type(outcome)
+        if kind is Value:
+            reads.finish(flights[0], outcome.value, outcome.ttl_ms, outcome.version)
+        elif kind is Values:
+            self._take(flights, outcome, tries)
+        elif kind is Failure:
+            error = from_fields(outcome.kind, outcome.message, outcome.fields)
+            if isinstance(error, NodeUnavailableError):  # it stops
+                self._again(flights, tries)
+            else:
+                self._fail(flights, error)
+        elif isinstance(outcome, (DeadlineExceededError, LoadError)):
+            self._fail(flights, outcome)
+        else:  # the link failed
+            self._again(flights, tries)
+
+    def _take(self, flights: Sequence[Flight], reply: Values, tries: int) -> None:
+        by_key = {flight.key: flight for flight in flights}
+        errors = {failed.index: failed for failed in reply.errors}
+        again: list[Flight] = []
+        meta = len(reply.ttls) == len(reply.versions) == len(reply.values)
+        for index, (key, value) in enumerate(zip(reply_keys(flights), reply.values, strict=False)):
+            flight = by_key.pop(key)
+            failed = errors.get(index)
+            if failed is not None:
+                error = from_fields(failed.kind, failed.message, failed.fields)
+                if isinstance(error, NodeUnavailableError):
+                    again.append(flight)
+                else:
+                    self._fail([flight], error)
+            elif meta:
+                self.reads.finish(flight, value, reply.ttls[index], reply.versions[index])
+            else:
+                self.reads.finish(flight, value, 0, 0)
+        again += by_key.values()
+        if again:
+            self._again(again, tries)
+
+    def _again(self, flights: Sequence[Flight], tries: int) -> None:
+        self.reads.counters["fetches_rerouted"] += len(flights)
+        self.start(flights, tries + 1)
+
+    def _fail(self, flights: Sequence[Flight], error: KamaCacheError) -> None:
+        self.reads.counters["fetch_errors"] += len(flights)
+        for flight in flights:
+            self.reads.finish(flight, error, 0, 0)
+
+
+def reply_keys(flights: Sequence[Flight]) -> list[bytes]:
+    """Return the keys in the order in which they were asked for."""
+    return [flight.key for flight in flights]
+
+
+class Here:
+    """Waits for this node's own loads on behalf of fetches that nobody else could answer."""
+
+    __slots__ = ("_flights", "_reads")
+
+    def __init__(self, reads: ClusterReads, flights: Sequence[Flight]) -> None:
+        self._reads = reads
+        self._flights = {flight.key: flight for flight in flights}
+
+    def settle(self, flight: Flight, outcome: Outcome) -> None:
+        """Hand the outcome on."""
+        self._reads.finish(self._flights[flight.key], outcome, 0, 0)
+
+
+class ClusterReads:
+    """The loads of one group in one worker that has peers."""
+
+    def __init__(self, loader: Loader, peers: Peers) -> None:
+        self.loader: Final = loader
+        self.peers: Final = peers
+        self.fetches: dict[bytes, Flight] = {}
+        self.counters: dict[str, int] = dict.fromkeys(COUNTERS, 0)
+        loader.owns = self._owns
+        loader.mirror_ttl_ms = loader.spec.mirror_ttl_ms
+
+    def load(
+        self, key: bytes, depth: int, chain: Chain, waiter: Waiter, *, from_peer: bool = False
+    ) -> Flight | LoadError:
+        """As `Loader.load`: join the key's flight or start one."""
+        flight = self._joined(key, depth, chain, waiter, from_peer)
+        if flight is not None:
+            return flight
+        if not from_peer and self.peers.route(key) is not None:
+            return self._fetch([key], depth, chain, waiter)[0]
+        return self._own([key], depth, chain, waiter)[0]
+
+    def load_many(
+        self,
+        keys: Sequence[bytes],
+        depth: int,
+        chain: Chain,
+        waiter: Waiter,
+        *,
+        from_peer: bool = False,
+    ) -> list[Flight | LoadError]:
+        """Do the same for distinct keys; those of one owner go in one request."""
+        joined: dict[bytes, Flight | LoadError] = {}
+        theirs: list[bytes] = []
+        ours: list[bytes] = []
+        for key in keys:
+            flight = self._joined(key, depth, chain, waiter, from_peer)
+            if flight is not None:
+                joined[key] = flight
+            elif from_peer or self.peers.route(key) is None:
+                ours.append(key)
+            else:
+                theirs.append(key)
+        if theirs:
+            joined.update(zip(theirs, self._fetch(theirs, depth, chain, waiter), strict=True))
+        if ours:
+            joined.update(zip(ours, self._own(ours, depth, chain, waiter), strict=True))
+        return [joined[key] for key in keys]
+
+    def detach(self, key: bytes) -> None:
+        """Let the key's load and fetch store nothing: the key was written."""
+        self.loader.detach(key)
+        if self.fetches.pop(key, None) is not None:
+            self.counters["fetches_detached"] += 1
+
+    def detach_all(self) -> None:
+        """Let no load or fetch under way store anything."""
+        for key in [*self.loader.flights, *self.fetches]:
+            self.detach(key)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is loaded or fetched."""
+        return bool(self.loader.running or self.fetches)
+
+    def stats(self) -> dict[str, int]:
+        """Return the counters, those of the loader included."""
+        return self.loader.stats() | self.counters | {"fetches_in_flight": len(self.fetches)}
+
+    def finish(self, flight: Flight, outcome: Outcome, ttl_ms: int, version: int) -> None:
+        """Settle a fetch, and keep a mirror of what came, unless it was detached."""
+        if self.fetches.get(flight.key) is flight:
+            del self.fetches[flight.key]
+            if version and not isinstance(outcome, KamaCacheError):
+                self.keep_mirror(flight.key, outcome, ttl_ms, version)
+        flight.settle(outcome)
+
+    def keep_mirror(self, key: bytes, value: bytes | None, ttl_ms: int, version: int) -> None:
+        """Keep another node's value for a while; ``ttl_ms`` 0: it does not expire there."""
+        mirror_ttl_ms = self.loader.spec.mirror_ttl_ms
+        if ttl_ms:
+            mirror_ttl_ms = min(mirror_ttl_ms, ttl_ms)
+        if not mirror_ttl_ms:
+            return
+        expiry_ms = boottime_ms() + mirror_ttl_ms
+        try:
+            stored = self.loader.shard.put(
+                key,
+                value or b"",
+                expiry_ms,
+                negative=value is None,
+                version=version,
+                mirror=True,
+            )
+        except ValueTooLargeError:
+            return
+        self.counters["mirrors_kept"] += stored
+
+    def load_here(self, flights: Sequence[Flight], depth: int, chain: Chain) -> None:
+        """Load for fetches that no other node answers."""
+        waiter = Here(self, flights)
+        keys = [flight.key for flight in flights]
+        started = self._own(keys, depth, chain, waiter)
+        for flight, own in zip(flights, started, strict=True):
+            if isinstance(own, KamaCacheError):
+                self.finish(flight, own, 0, 0)
+
+    def _owns(self, key: bytes) -> bool:
+        """Tell whether a loaded value is this node's to keep; else it is a mirror."""
+        if not self.peers.owns(key):
+            self.counters["loads_not_owned"] += 1
+            return False
+        if self.peers.stands_in(key):
+            self.counters["loads_standing_in"] += 1
+        return True
+
+    def _joined(
+        self, key: bytes, depth: int, chain: Chain, waiter: Waiter, from_peer: bool
+    ) -> Flight | None:
+        flight = self.loader.flights.get(key)
+        if flight is not None:
+            self.loader.join(flight, depth, waiter)
+            return flight
+        if from_peer:
+            return None
+        flight = self.fetches.get(key)
+        if flight is None:
+            return None
+        self.counters["fetches_joined"] += 1
+        flight.waiters[waiter] = None
+        if depth > flight.depth:
+            # The asker holds a thread that the owner's load may need: ask from its depth, too.
+            flight.depth = depth
+            link = self.peers.route(key)
+            if link is not None:
+                Fetch(self, depth, chain).ask(link, (flight,), 0)
+        return flight
+
+    def _fetch(
+        self, keys: Sequence[bytes], depth: int, chain: Chain, waiter: Waiter
+    ) -> list[Flight | LoadError]:
+        flights = []
+        for key in keys:
+            flight = self.fetches[key] = Flight(key, depth=depth)
+            flight.waiters[waiter] = None
+            flights.append(flight)
+        self.counters["fetches"] += len(flights)
+        Fetch(self, depth, chain).start(flights)
+        return list(flights)
+
+    def _own(
+        self, keys: Sequence[bytes], depth: int, chain: Chain, waiter: Waiter
+    ) -> list[Flight | LoadError]:
+        """Load keys here, after a look at who may hold them from before."""
+        by_holder: dict[Link, list[bytes]] = {}
+        for key in keys:
+            if key in self.loader.flights or not self.peers.owns(key):
+                continue
+            holder = self.peers.holder_before(key)
+            if holder is not None:
+                by_holder.setdefault(holder, []).append(key)
+        started: dict[bytes, Flight | LoadError] = {}
+        if by_holder:
+            peeking = Peeking(self, depth, chain)
+            for holder, held in by_holder.items():
+                for key in held:
+                    started[key] = peeking.ask(holder, key, waiter)
+        rest = [key for key in keys if key not in started]
+        if rest:
+            flights = self.loader.load_many(rest, depth, chain, waiter)
+            started.update(zip(rest, flights, strict=True))
+        return [started[key] for key in keys]
+
+
+class Peeking:
+    """Own keys that another node may hold; those that it does not are loaded together."""
+
+    __slots__ = ("_absent", "_chain", "_deadline_s", "_depth", "_outstanding", "_reads")
+
+    def __init__(self, reads: ClusterReads, depth: int, chain: Chain) -> None:
+        self._reads = reads
+        self._depth = depth
+        self._chain = chain
+        self._deadline_s = time.monotonic() + min(PEER_PEEK_S, reads.loader.spec.load_timeout_s)
+        self._outstanding = 0
+        self._absent: list[Flight] = []
+
+    def ask(self, holder: Link, key: bytes, waiter: Waiter) -> Flight:
+        """Ask for one key; its flight may be joined meanwhile."""
+        loader = self._reads.loader
+        flight = loader.flights[key] = Flight(key, loader.shard.now(), depth=self._depth)
+        flight.waiters[waiter] = None
+        self._outstanding += 1
+        self._reads.counters["peeks"] += 1
+        request = Get(group=loader.spec.name, key=key, flags=PEEK)
+        holder.send(request, partial(self._answered, flight), self._deadline_s)
+        return flight
+
+    def _answered(self, flight: Flight, outcome: Any) -> None:
+        self._outstanding -= 1
+        held = type(outcome) is Value and outcome.version
+        if held:
+            self._keep(flight, outcome)
+        else:
+            if type(outcome) is not Absent:
+                flight.version = self._reads.loader.shard.now()
+            self._absent.append(flight)
+        if not self._outstanding and self._absent:
+            self._reads.loader.begin(self._absent, self._depth, self._chain)
+
+    def _keep(self, flight: Flight, held: Value) -> None:
+        reads = self._reads
+        loader, key = reads.loader, flight.key
+        reads.counters["peek_hits"] += 1
+        if loader.flights.get(key) is flight:
+            del loader.flights[key]
+            if held.value is not None or loader.spec.negative_ttl_ms:
+                loader.keep(key, held.value, held.version, held.ttl_ms)
+        flight.settle(held.value)
