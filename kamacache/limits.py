@@ -68,6 +68,11 @@ PEER_PEEK_S: Final = 0.5  # for a node to say what it holds of a key that it los
 PEER_TRIES_MAX: Final = 3  # nodes asked for one key before it is loaded where it was asked for
 INVALIDATIONS_MAX: Final = 100_000  # keys that wait for one peer, in one worker
 INVALIDATION_BYTES_MAX: Final = 16 << 20  # of their keys
+PEER_REFUSED_RETRY_S: Final = 10.0  # to a node that no waiting mends: ourselves, another format
+PEER_LOOK_EVERY_S: Final = 0.05  # how often a link looks at its deadlines and its silence
+PEER_STREAMS_MAX: Final = 4_096  # links of other nodes' workers to one front
+PEER_DRAIN_S: Final = 1.0  # for a peer to say that it knows that this node drains
+PEER_TELL_S: Final = 5.0  # for a peer to answer an invalidation, which is else told again
 HANDOFF_S: Final = 60.0  # for which a node that gained keys asks the one that had them
 SWEEP_SLOTS: Final = 512  # looked at in one turn of the worker's loop
 SWEEP_EVERY_S: Final = 0.01
@@ -93,6 +98,21 @@ HTTP_KEEP_ALIVE_S: Final = 30  # that a connection may stay idle
 HTTP_PARAMETERS_MAX: Final = 16  # in one query
 READY_PING_S: Final = 1.0  # for every worker to answer /readyz's ping
 READY_EVERY_S: Final = 0.2  # /readyz asks the workers again
+
+# Remote clients.
+CLIENT_SEEDS_MAX: Final = 64
+CLIENT_JOIN_S: Final = 1.0  # for the first list of members; the seeds are used as they are then
+CLIENT_JOIN_NODES: Final = 8  # seeds asked for it side by side
+CLIENT_REFRESH_EVERY_S: Final = 5.0  # jittered
+CLIENT_REFRESH_EVERY_S_MIN: Final = 0.2  # after failures
+CLIENT_PATIENCE_S: Final = 0.5  # silence after which a node is asked for a sign of life
+CLIENT_PATIENCE_S_MIN: Final = 0.1
+CLIENT_PROBE_S: Final = 1.0  # for that sign
+CLIENT_RETRY_FIRST_S: Final = 0.1  # for which a node that was lost is left alone; doubled
+CLIENT_RETRY_MAX_S: Final = 2.0  # jittered down to half
+CLIENT_TRIES_MAX: Final = 4  # nodes that one call asks for one key
+CLIENT_PARTS_MAX: Final = 16  # messages of one call under way
+CLIENT_RETIRE_S: Final = 30.0  # for which a channel nobody uses any more is kept for its calls
 
 # Getters.
 LOAD_DEPTH_MAX: Final = 4
