@@ -201,6 +201,10 @@ class Gate:
         self.idle.clear()
         try:
             await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            if not self._readiness.draining:
+                raise
+            # The connection is gone, and uvicorn would log this one with its traceback.
         finally:
             self.in_flight -= 1
             if not self.in_flight:

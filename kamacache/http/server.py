@@ -122,11 +122,10 @@ class HttpServer:
         self._gate.drain()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._gate.idle.wait(), self._settings.drain_timeout_s)
-        left_s = max(0.0, until_s - time.monotonic())
-        # uvicorn takes whole seconds
-        self._server.config.timeout_graceful_shutdown = math.ceil(min(left_s, WRITE_OUT_S))
-        self._server.should_exit = True
-        if self._serving is not None:
+        if self._gate.idle.is_set() and self._serving is not None:
+            left_s = min(max(0.0, until_s - time.monotonic()), WRITE_OUT_S)
+            self._server.config.timeout_graceful_shutdown = math.ceil(left_s)  # whole seconds
+            self._server.should_exit = True
             await asyncio.wait((self._serving,), timeout=left_s + STOP_MARGIN_S)
         await self.stop()
 

@@ -164,7 +164,7 @@ async def test_a_client_that_does_not_read_ends_and_gives_back_what_it_held(
             await loop.sock_sendall(deaf, (GET % b"l") * 20)
             await until(lambda: server._gate.in_flight)
             await until(lambda: not server._server.server_state.connections)
-        assert server._gate.idle.is_set()
+        await until(server._gate.idle.is_set)
         status, _, got = await asked(server.port, GET % b"l")
         assert (status, got) == (200, value)
 
