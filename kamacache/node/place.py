@@ -73,14 +73,13 @@ def find_place(
 
 
 def _refuse_deaf(peers: Sequence[str], discover: str | None, advertise: str | None) -> None:
-    told = {"peers": ",".join(peers), "discover": discover, "advertise": advertise}
+    told = {"peers": peers, "discover": discover, "advertise": advertise}
     for setting, value in told.items():
-        if value:
+        if value:  # not shown: a URL may hold a password
             raise ConfigError(
-                f"{setting} is {value!r}, but the node does not listen, so that no other node can "
-                "reach it; give --listen HOST:PORT and at least one front",
+                f"{setting} is set, but the node does not listen, so that no other node can reach "
+                "it; give --listen HOST:PORT and at least one front",
                 setting=setting,
-                value=value,
             )
 
 
