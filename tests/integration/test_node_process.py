@@ -253,6 +253,17 @@ def test_port_in_use_is_a_sentence_and_code_3(run_dir: Path, shm: Path) -> None:
     assert files_below(run_dir, shm) == []
 
 
+def test_port_of_http_in_use_names_its_own_setting(run_dir: Path, shm: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        args = (*GROUP, *QUIET, "--shm-dir", str(shm), "--api", address)
+        with NodeProcess(run_dir, *args) as node:
+            assert node.await_end() == 3
+            assert f"cannot listen on {address}" in node.log
+            assert "another --api" in node.log
+    assert files_below(run_dir, shm) == []
+
+
 def test_missing_shm_folder_is_refused_by_name(run_dir: Path, short_dir: Path) -> None:
     missing = short_dir / "no-such-folder"
     with NodeProcess(run_dir, *GROUP, *QUIET, "--shm-dir", str(missing)) as node:
