@@ -92,6 +92,12 @@ class Estate:
         removed = clean_stale(self._run_dir, settings.shm_dir)
         if removed:
             log.warning("cleaned up after a node that crashed", folders=removed)
+        if settings.listen and (other := settings.place.hidden(settings.listen)):
+            log.warning(
+                "the node listens on loopback only, other hosts will not reach it; choose --listen",
+                listen=str(settings.listen),
+                other=other,
+            )
         listen = self._hold(settings.listen if settings.fronts else None, "listen")
         api = self._hold(settings.api, "api")
         check_space(Path(settings.shm_dir), self._required_bytes())

@@ -35,6 +35,16 @@ class Place:
         """Whether there may be other nodes, now or later."""
         return self.discover is not None or any(peer.address != self.name for peer in self.peers)
 
+    def hidden(self, listen: Address) -> str | None:
+        """Return the name of a node on another host, as it seems, where they cannot reach this one.
+
+        That is the case where it listens on loopback only; without a lookup it is a guess.
+        """
+        if not (self.clustered and listen.loopback):
+            return None
+        names = [*(peer.address for peer in self.peers), *([self.name] if self.name else [])]
+        return next((name for name in names if not _is_loopback(name)), None)
+
     def on_port(self, port: int) -> Place:
         """Return this place with the port that port 0 became."""
         if self.name is None or not self.name.endswith(":0"):
@@ -110,6 +120,14 @@ def _listen_name(listen: Address, text: str, *, grouped: bool) -> str | None:
             value=None,
         ) from error
     return f"{checked.rpartition(':')[0]}:{listen.port}"
+
+
+def _is_loopback(name: str) -> bool:
+    host = name.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def _own_weight(name: str, weight: int, members: tuple[Member, ...], listen: Address) -> int:

@@ -107,6 +107,19 @@ def test_settings_that_cannot_work_are_refused_with_the_remedy(told: dict, says:
         find_place(LISTEN, listen_text="127.0.0.1:8001", **told)
 
 
+def test_node_on_loopback_with_peers_elsewhere_is_hidden() -> None:
+    def hidden(*peers: str, advertise: str | None = None, listen: Address = LISTEN) -> str | None:
+        text = str(listen)
+        place = find_place(listen, listen_text=text, peers=peers, advertise=advertise)
+        return place.hidden(listen)
+
+    assert hidden("127.0.0.1:8001", "10.0.0.2:8001") == "10.0.0.2:8001"
+    assert hidden("a:1", "127.0.0.2:8001", advertise="a:1") == "a:1"
+    assert hidden("127.0.0.1:8001", "127.0.0.2:8001", "[::1]:1", "localhost:1") is None
+    assert hidden("127.0.0.1:8001") is None
+    assert hidden("10.0.0.1:8001", "10.0.0.2:1", listen=Address("10.0.0.1", 8001)) is None
+
+
 def test_free_port_cannot_be_among_peers() -> None:
     with pytest.raises(ConfigError, match="any free port, which the peers cannot know"):
         find_place(Address("127.0.0.1", 0), listen_text="127.0.0.1:0", peers=["127.0.0.1:8002"])
