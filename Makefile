@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run test check format bench bench-quick soak soak-quick proto proto-check clean
+.PHONY: help venv run demo test check format bench bench-quick soak soak-quick proto proto-check clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -26,7 +26,7 @@ $(RUNTIME): pyproject.toml
 		{ echo "$(PYTHON) is $(PYVER); KamaCache needs 3.11 or newer" >&2; exit 1; }
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -e .
+	$(PIP) install -e '.[http]'
 	@touch $@
 
 $(DEV): $(RUNTIME)
@@ -41,6 +41,9 @@ venv: $(DEV) ## make .venv with the runtime and the tools
 
 run: $(RUNTIME) ## start a node of 8 workers with the demo app (Ctrl-C ends it)
 	$(BIN)/python scripts/run_demo.py $(ARGS)
+
+demo: $(RUNTIME) ## three nodes on 8001-8003, HTTP on 9999: who loads what; ends by itself
+	@$(BIN)/python scripts/demo.py $(ARGS)
 
 test: $(DEV) ## run the tests (ARGS='-k name')
 	@$(BIN)/python -m pytest $(ARGS)
