@@ -430,6 +430,7 @@ class Process:
         self._node = os.environ[NODE]
         self._database = Database(self._place)
         self._groups: dict[str, kamacache.Group] = {}
+        kamacache.attach(os.environ["KAMACACHE_RUN_DIR"])
 
     def group(self, name: str) -> kamacache.Group:
         """Return the node's group of that name."""

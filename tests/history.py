@@ -108,6 +108,7 @@ class Offence:
 
     read: Read
     reason: str
+    late_s: float  # a lag so much longer would have made it legal; infinite: none would
     writes: tuple[Write, ...] = ()
 
     def __str__(self) -> str:
@@ -185,20 +186,22 @@ class _Key:
         for at in range(len(self.stores) - 1, -1, -1):
             self.store_gone[at] = min(self.store_gone[at + 1], self.stores[at].store_end)
 
-    def judge(self, read: Read) -> str | None:
-        """Return what is wrong with a read, or None."""
+    def judge(self, read: Read) -> tuple[float, str] | None:
+        """Return by how much a read is late and what is wrong with it, or None."""
         sources = self.by_value.get(read.value, [])
         if read.value is None and self.rules.cold_is_legal and not self.stores:
             return None
         if not sources:
-            return "nobody ever wrote this value"
-        reasons = [self._judge_source(read, write) for write in sources]
-        return None if None in reasons else reasons[-1]
+            return INFINITE, "nobody ever wrote this value"
+        late_s = read.start - max(self._gone(read, write) for write in sources)
+        if late_s <= 0:
+            return None
+        if late_s == INFINITE:
+            return late_s, "it was written after the read had ended"
+        return late_s, f"it had to be gone {late_s * 1000:.2f} ms before the read began"
 
-    def _judge_source(self, read: Read, write: Write) -> str | None:
-        began = min(write.start, write.store_start) if write.stored else write.start
-        if began > read.end:
-            return "it was written after the read had ended"
+    def _gone(self, read: Read, write: Write) -> float:
+        """Return when the reading node could have had what a write wrote for the last time."""
         gone = -INFINITE
         in_cache = write.cached == "set" or (write.cached == "delete" and not self.stores)
         if in_cache and write.start <= read.end:
@@ -211,9 +214,7 @@ class _Key:
             # A hair before: the write that changed the database is over there before it goes on.
             until = math.nextafter(self.store_gone[at], -INFINITE)
             gone = max(gone, self.replaced.gone(until, read.node))
-        if gone >= read.start:
-            return None
-        return f"it had to be gone {(read.start - gone) * 1000:.2f} ms before the read began"
+        return gone
 
     def around(self, read: Read) -> tuple[Write, ...]:
         """Return the writes that explain a read: its sources, and those next to it in time."""
@@ -248,9 +249,10 @@ def offences(
                 stored = any(write.stored for write in known) or not known
                 known = [_nothing(read.key, stored=stored), *known]
             register = registers[read.key] = _Key(known, rules)
-        reason = register.judge(read)
-        if reason is not None:
-            found.append(Offence(read, reason, register.around(read)))
+        verdict = register.judge(read)
+        if verdict is not None:
+            late_s, reason = verdict
+            found.append(Offence(read, reason, late_s, register.around(read)))
     return found
 
 
@@ -261,6 +263,12 @@ def assert_legal(
     found = offences(writes, reads, rules, initial=initial)
     shown = "\n".join(str(offence) for offence in found[:5])
     assert not found, f"{len(found)} of {len(reads)} reads are illegal under {rules}\n{shown}"
+
+
+def worst_lag_s(writes: Sequence[Write], reads: Sequence[Read]) -> float:
+    """Return the lag between nodes that makes all of a history's reads legal; for reports."""
+    found = offences(writes, reads, Rules(other_node_s=0.0))
+    return max((offence.late_s for offence in found), default=0.0)
 
 
 def _nothing(key: str, *, stored: bool) -> Write:
