@@ -2,7 +2,7 @@
 
 *Process*: all. *Invariant*: importing this package loads nothing but the standard library's
 `typing`; a name brings its module on first use, and none of them brings grpc, except the parts
-of `Node` that run in the node's own processes.
+of `Node` that run in the node's own processes, and a `Client` with its first call.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from kamacache.client import Client
     from kamacache.errors import (
         ConfigError,
         DeadlineExceededError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Client",
     "ConfigError",
     "DeadlineExceededError",
     "Group",
@@ -49,6 +51,7 @@ __all__ = [
 # No name here is also a submodule: importing kamacache.x sets the attribute x of this package,
 # and would hide the public name. Hence kamacache.groups, with an s.
 _HOMES: Final = {
+    "Client": "kamacache.client",
     "Group": "kamacache.groups",
     "group": "kamacache.groups",
     "attach": "kamacache.local.attach",

@@ -1,0 +1,397 @@
+"""The client's channels, and the waiting for calls: for threads, and for one event loop.
+
+*Process*: the application's. *Owns*: a channel for each node that was asked. This module is loaded
+by the first call; with it comes grpc.
+
+*Invariants*: a channel belongs to one process (a fork's child makes its own) and, of grpc.aio's,
+to one event loop; one that is no longer asked is kept until the calls on it have had their time.
+Questions for the members run beside the calls, and nobody waits for them but the first call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import deque
+from queue import Empty, SimpleQueue
+from typing import Any, Final
+
+import grpc
+
+from kamacache.client.exchange import Exchange, Part
+from kamacache.client.nodes import Node, Nodes, Question
+from kamacache.cluster.membership import Member, check_address
+from kamacache.cluster.status import from_rpc
+from kamacache.errors import ConfigError, KamaCacheError, NodeUnavailableError
+from kamacache.limits import (
+    BATCH_KEYS_MAX,
+    CLIENT_JOIN_S,
+    CLIENT_PROBE_S,
+    CLIENT_RETIRE_S,
+    MEMBERS_MAX,
+    VALUE_BYTES_CEILING,
+    WEIGHT_MAX,
+)
+from kamacache.v1 import kamacache_pb2 as pb
+from kamacache.v1 import kamacache_pb2_grpc as stubs
+
+_OPTIONS: Final = (
+    # The largest reply of a node: its values, and 32 bytes for each key of a batch.
+    ("grpc.max_receive_message_length", VALUE_BYTES_CEILING + (64 << 10) + 32 * BATCH_KEYS_MAX),
+    ("grpc.enable_http_proxy", 0),  # a cache is not reached through a web proxy
+    ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new connection
+    # When to dial again is the breaker's decision (`nodes`); gRPC waits up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", int(CLIENT_PROBE_S * 1000)),  # how long one attempt may take
+    ("grpc.max_reconnect_backoff_ms", 500),
+)
+_SILENT: Final = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class _Channels:
+    """A stub for each node asked."""
+
+    def __init__(self, nodes: Nodes) -> None:
+        self.nodes: Final = nodes
+        self.lock = threading.Lock()
+        self.closed = False
+        self._stubs: dict[str, tuple[int, stubs.CacheStub, Any]] = {}
+        self._retired: deque[tuple[float, Any]] = deque()
+        self._view = nodes.view.number
+
+    def connect(self, address: str) -> Any:
+        """Return a new channel."""
+        raise NotImplementedError
+
+    def end(self, channel: Any) -> None:
+        """Close one whose calls have had their time."""
+        raise NotImplementedError
+
+    def stub(self, node: Node) -> stubs.CacheStub:
+        """Return the node's stub, with a new connection where the old one is given up."""
+        known = self._stubs.get(node.address)
+        if known is not None and known[0] == node.connection:
+            return known[1]
+        with self.lock:
+            if self.closed:
+                raise KamaCacheError("this client is closed")
+            known = self._stubs.get(node.address)
+            if known is not None and known[0] == node.connection:
+                return known[1]
+            channel = self.connect(node.address)
+            made = stubs.CacheStub(channel)
+            self._stubs[node.address] = (node.connection, made, channel)
+            if known is not None:
+                self._retire(known[2])
+            return made
+
+    def tidy(self) -> None:
+        """Retire the channels to nodes that left, and close what was retired long ago."""
+        view = self.nodes.view
+        if self._view == view.number and not self._retired:
+            return
+        with self.lock:
+            self._view = view.number
+            for address in [address for address in self._stubs if address not in view.nodes]:
+                self._retire(self._stubs.pop(address)[2])
+            while self._retired and self._retired[0][0] <= time.monotonic():
+                self.end(self._retired.popleft()[1])
+
+    def _retire(self, channel: Any) -> None:
+        self._retired.append((time.monotonic() + CLIENT_RETIRE_S, channel))
+
+    def take_all(self) -> list[Any]:
+        """Make an end: return all channels, and make no new ones."""
+        with self.lock:
+            self.closed = True
+            channels = [known[2] for known in self._stubs.values()]
+            channels += [channel for _, channel in self._retired]
+            self._stubs.clear()
+            self._retired.clear()
+        return channels
+
+
+class Transport:
+    """Of all threads that call and wait."""
+
+    def __init__(self, nodes: Nodes) -> None:
+        self._nodes: Final = nodes
+        self._channels: Final = _ThreadChannels(nodes)
+
+    def run(self, exchange: Exchange) -> None:
+        """Send the parts until the last has ended; raises the call's first error."""
+        done: SimpleQueue[Part] = SimpleQueue()
+        try:
+            while True:
+                self._keep_up()
+                for part in exchange.to_send():
+                    self._send(exchange, part, done)
+                if not exchange.under_way:
+                    break
+                wait_s = exchange.wake_s - time.monotonic()
+                try:
+                    self._take(exchange, done.get(timeout=max(0.0, wait_s)))
+                except Empty:
+                    for part in exchange.overdue():
+                        part.call.cancel()
+        finally:
+            _cancel(exchange)
+        self._keep_up()  # what this call found out is asked at once
+        exchange.check()
+
+    def join(self, deadline_s: float) -> None:
+        """Wait, a bounded time, until a seed has said who the members are."""
+        arrived = threading.Event()
+        for question in self._nodes.join(arrived.set):
+            self._ask(question)
+        left_s = deadline_s - time.monotonic()
+        arrived.wait(max(0.0, min(CLIENT_JOIN_S, left_s / 4)))
+
+    def close(self) -> None:
+        """End all calls and connections."""
+        for channel in self._channels.take_all():
+            channel.close()
+
+    def _send(self, exchange: Exchange, part: Part, done: SimpleQueue[Part]) -> None:
+        operation = exchange.operation
+        request = operation.request(pb, part.keys)
+        timeout_s = max(0.0, exchange.deadline_s - part.sent_s)
+        method = getattr(self._channels.stub(part.node), operation.method)
+        try:
+            part.call = method.future(request, timeout=timeout_s)
+        except ValueError as error:  # closed by another thread a moment ago
+            exchange.failed(part, grpc.StatusCode.CANCELLED, NodeUnavailableError(str(error)))
+            return
+        part.call.add_done_callback(lambda _: done.put(part))
+
+    def _take(self, exchange: Exchange, part: Part) -> None:
+        call = part.call
+        code = call.code()
+        if code is grpc.StatusCode.OK:
+            exchange.answered(part, call.result())
+        else:
+            exchange.failed(part, code, from_rpc(call, part.node.address))
+
+    def _keep_up(self) -> None:
+        for question in self._nodes.probes():
+            self._ask(question)
+        question_or_none = self._nodes.refresher()
+        if question_or_none is not None:
+            self._ask(question_or_none)
+            self._channels.tidy()
+
+    def _ask(self, question: Question) -> None:
+        try:
+            stub = self._channels.stub(question.node)
+            call = stub.Members.future(pb.MembersRequest(), timeout=CLIENT_PROBE_S)
+        except (ValueError, KamaCacheError):
+            self._nodes.no_members(question, silent=False)
+            return
+        call.add_done_callback(lambda call: self._told(question, call))
+
+    def _told(self, question: Question, call: Any) -> None:
+        code = call.code()  # in a thread of grpc's
+        if code is grpc.StatusCode.OK:
+            _believe(self._nodes, question, call.result())
+        else:
+            self._nodes.no_members(question, silent=code is _SILENT)
+
+
+class _ThreadChannels(_Channels):
+    def connect(self, address: str) -> grpc.Channel:
+        return grpc.insecure_channel(address, options=_OPTIONS)
+
+    def end(self, channel: grpc.Channel) -> None:
+        channel.close()
+
+
+class LoopTransport:
+    """Of the tasks of one event loop."""
+
+    def __init__(self, nodes: Nodes, loop: asyncio.AbstractEventLoop) -> None:
+        self._nodes: Final = nodes
+        self._loop: Final = loop
+        self._channels: Final = _LoopChannels(nodes, loop)
+        self._tasks: set[asyncio.Task[None]] = set()  # questions under way, each bounded
+
+    async def run(self, exchange: Exchange) -> None:
+        """As `Transport.run`."""
+        done: deque[Part] = deque()
+        bell = _Bell(self._loop)
+        try:
+            while True:
+                self._keep_up()
+                for part in exchange.to_send():
+                    self._send(exchange, part, done, bell)
+                if not exchange.under_way:
+                    break
+                if not done:
+                    await bell.wait(exchange.wake_s - time.monotonic())
+                if not done:
+                    for part in exchange.overdue():
+                        part.call.cancel()
+                while done:
+                    await _take(exchange, done.popleft())
+        finally:
+            _cancel(exchange)
+        self._keep_up()
+        exchange.check()
+
+    async def join(self, deadline_s: float) -> None:
+        """As `Transport.join`."""
+        bell = _Bell(self._loop)
+
+        def wake() -> None:  # from any thread
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                self._loop.call_soon_threadsafe(bell.ring)
+
+        for question in self._nodes.join(wake):
+            self._ask(question)
+        await bell.wait(min(CLIENT_JOIN_S, (deadline_s - time.monotonic()) / 4))
+
+    async def aclose(self) -> None:
+        """End all calls and connections."""
+        for task in list(self._tasks):
+            task.cancel()
+        for channel in self._channels.take_all():
+            await channel.close()
+
+    def close(self) -> None:
+        """As `aclose`, from anywhere: the loop does it when it runs on."""
+        if self._loop.is_closed():
+            self._channels.take_all()
+            return
+        with contextlib.suppress(RuntimeError):  # closed meanwhile
+            self._loop.call_soon_threadsafe(self._close_soon)
+
+    def _close_soon(self) -> None:
+        task = self._loop.create_task(self.aclose())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _send(self, exchange: Exchange, part: Part, done: deque[Part], bell: _Bell) -> None:
+        operation = exchange.operation
+        request = operation.request(pb, part.keys)
+        timeout_s = max(0.0, exchange.deadline_s - part.sent_s)
+        method = getattr(self._channels.stub(part.node), operation.method)
+        try:
+            part.call = method(request, timeout=timeout_s)
+        except grpc.aio.UsageError as error:  # closed a moment ago
+            exchange.failed(part, grpc.StatusCode.CANCELLED, NodeUnavailableError(str(error)))
+            return
+
+        def ended(_: Any) -> None:
+            done.append(part)
+            bell.ring()
+
+        part.call.add_done_callback(ended)
+
+    def _keep_up(self) -> None:
+        for question in self._nodes.probes():
+            self._ask(question)
+        question_or_none = self._nodes.refresher()
+        if question_or_none is not None:
+            self._ask(question_or_none)
+            self._channels.tidy()
+
+    def _ask(self, question: Question) -> None:
+        task = self._loop.create_task(self._question(question))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _question(self, question: Question) -> None:
+        silent = False
+        try:
+            stub: Any = self._channels.stub(question.node)
+            reply = await stub.Members(pb.MembersRequest(), timeout=CLIENT_PROBE_S)
+        except grpc.aio.AioRpcError as error:
+            silent = error.code() is _SILENT
+        except (grpc.aio.UsageError, KamaCacheError):
+            pass
+        else:
+            _believe(self._nodes, question, reply)
+            return
+        self._nodes.no_members(question, silent=silent)
+
+
+class _LoopChannels(_Channels):
+    def __init__(self, nodes: Nodes, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(nodes)
+        self._loop = loop
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def connect(self, address: str) -> grpc.aio.Channel:
+        return grpc.aio.insecure_channel(address, options=_OPTIONS)
+
+    def end(self, channel: grpc.aio.Channel) -> None:
+        task = self._loop.create_task(channel.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
+class _Bell:
+    """Wakes one task, now or when time is up; cheaper than a task or a timeout of asyncio's."""
+
+    __slots__ = ("_loop", "_rung", "_waiter")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._rung = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def ring(self, *_: object) -> None:
+        """Wake; in the loop's thread."""
+        self._rung = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait(self, wait_s: float) -> None:
+        """Return when it was rung since the last time, or after ``wait_s`` seconds."""
+        if not self._rung:
+            self._waiter = self._loop.create_future()
+            timer = self._loop.call_later(max(0.0, wait_s), self.ring)
+            try:
+                await self._waiter
+            finally:
+                timer.cancel()
+        self._rung = False
+
+
+async def _take(exchange: Exchange, part: Part) -> None:
+    call = part.call
+    if call.cancelled():  # by us, or with its channel
+        error = NodeUnavailableError(f"the connection to {part.node.address} was closed")
+        exchange.failed(part, grpc.StatusCode.CANCELLED, error)
+        return
+    try:
+        reply = await call  # has ended: this does not wait
+    except grpc.aio.AioRpcError as error:
+        exchange.failed(part, error.code(), from_rpc(error, part.node.address))
+    else:
+        exchange.answered(part, reply)
+
+
+def _cancel(exchange: Exchange) -> None:
+    """Cancel what an exchange that ends early has under way."""
+    for part in exchange.under_way:
+        if part.call is not None:
+            part.call.cancel()
+
+
+def _believe(nodes: Nodes, question: Question, reply: pb.MembersResponse) -> None:
+    """Hand on the members that a node knows: none where they cannot be right."""
+    members = [Member(m.address, m.weight) for m in reply.members[: MEMBERS_MAX + 1]]
+    addresses = {member.address for member in members}
+    fine = len(addresses) == len(members) <= MEMBERS_MAX and all(map(_is_sane, members))
+    nodes.members(question, members if fine else (), reply.number)
+
+
+def _is_sane(member: Member) -> bool:
+    try:
+        return check_address(member.address, "members") == Member(member.address) and (
+            1 <= member.weight <= WEIGHT_MAX
+        )
+    except ConfigError:
+        return False
