@@ -63,7 +63,7 @@ class RemoteTarget:
     """A node's front, over gRPC."""
 
     def __init__(self, address: str, timeout_s: float) -> None:
-        from kamacache.front.settings import set_grpc_environment
+        from kamacache.cluster.environment import set_grpc_environment
 
         set_grpc_environment()
         import grpc

@@ -4,7 +4,7 @@
 when the supervisor dies). grpc is imported in `run` and not before, so that whoever imports this
 module does not load it.
 
-    TERM   drain: NOT_SERVING, calls in flight finish, at most drain_timeout_s
+    TERM   drain: NOT_SERVING, peers are told, calls in flight finish, at most drain_timeout_s
     QUIT   end all calls now, in a drain too
 
 SIGINT stays ignored: a terminal sends it to the whole process group, and the supervisor decides.
@@ -16,9 +16,10 @@ import asyncio
 import logging
 import signal
 
+from kamacache.cluster.environment import set_grpc_environment
 from kamacache.cluster.membership import MembershipReader
 from kamacache.errors import ConfigError
-from kamacache.front.settings import FrontSettings, set_grpc_environment
+from kamacache.front.settings import FrontSettings
 from kamacache.rundir.context import RoleContext
 
 log = logging.getLogger("kamacache.front")
@@ -54,13 +55,20 @@ async def _serve(context: RoleContext, settings: FrontSettings) -> None:
     loop.add_signal_handler(signal.SIGTERM, told.set)
     loop.add_signal_handler(signal.SIGQUIT, on_quit)
 
+    from kamacache.front.peers import PeersServicer
     from kamacache.front.server import FrontServer
     from kamacache.local.attach import role_engines
+    from kamacache.local.mapping import NodeMapping
 
-    membership = MembershipReader(context.description)
-    server = FrontServer(
-        role_engines(context.run_dir, context.description), settings, membership.current
-    )
+    about = context.description
+    membership = MembershipReader(about)
+    engines = role_engines(context.run_dir, about)
+    peers = None
+    if about.clustered:
+        # Links of their own, so that what peers ask and what clients ask do not wait in one line.
+        workers = NodeMapping(about, in_node=True).async_links
+        peers = PeersServicer(engines, workers, about)
+    server = FrontServer(engines, settings, membership.current, peers)
     await server.start()
     context.report_ready()
     await told.wait()

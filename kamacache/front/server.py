@@ -16,8 +16,10 @@ from kamacache.cluster.membership import Membership
 from kamacache.errors import NodeUnavailableError
 from kamacache.front.engine import Engine
 from kamacache.front.health import HealthServicer
+from kamacache.front.peers import PeersServicer
 from kamacache.front.servicer import ALONE, SERVICE, CacheServicer
 from kamacache.front.settings import FrontSettings
+from kamacache.limits import PEER_STREAMS_MAX
 
 HEALTH_NAME: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
@@ -30,16 +32,23 @@ class FrontServer:
         engines: Mapping[str, Engine],
         settings: FrontSettings,
         membership: Callable[[], Membership] = lambda: ALONE,
+        peers: PeersServicer | None = None,
     ) -> None:
+        """``peers`` answers other nodes; None: this node is of no cluster."""
         self._settings = settings
+        self._peers = peers
         self.port = 0  # until it is bound
         self._health = HealthServicer((SERVICE.full_name,), watchers_max=settings.watchers_max)
         self._server = grpc.aio.server(
-            options=settings.server_options(), maximum_concurrent_rpcs=settings.calls_max
+            options=settings.server_options(),
+            # A peer's link is a call for as long as it stands.
+            maximum_concurrent_rpcs=settings.calls_max + (PEER_STREAMS_MAX if peers else 0),
         )
         self._server.add_generic_rpc_handlers(
             (CacheServicer(engines, settings, membership).handler(),)
         )
+        if peers is not None:
+            self._server.add_generic_rpc_handlers((peers.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE.full_name, HEALTH_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
@@ -60,6 +69,8 @@ class FrontServer:
     async def drain(self) -> None:
         """Turn NOT_SERVING, refuse new calls, let those in flight finish within the deadline."""
         self._health.drain()
+        if self._peers is not None:
+            self._peers.drain()
         await self._server.stop(self._settings.drain_timeout_s)
 
     async def stop(self) -> None:

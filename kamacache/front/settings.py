@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,24 +24,6 @@ a message, so this and `MESSAGE_BYTES_MAX` bound what callers can make a front r
 
 WATCHERS_MAX: Final = 64
 """Open health watches of one front: each is a call in flight for as long as it likes."""
-
-GRPC_ENVIRONMENT: Final = {
-    "GRPC_EXPERIMENTS": "-event_engine_client,-event_engine_listener",
-    "GRPC_VERBOSITY": "ERROR",
-}
-"""Set before grpc is imported, unless the user has set them.
-
-The event engine off, grpcio 1.85.1, CPython 3.11, 2 cores, `scripts/bench/front_settings.py
---rounds 31`, microseconds of an empty grpc.aio handler (latency of one caller, of 16 together,
-server CPU a call), ratio to the first line:
-
-    asyncio, defaults           598 (1.00)   319 (1.00)   358 (1.00)
-    asyncio, engine off         560 (0.94)   307 (0.96)   325 (0.91)
-    asyncio, engine off, poll   558 (0.93)   335 (1.05)   333 (0.93)
-    uvloop, defaults            555 (0.93)   319 (1.00)   325 (0.91)
-    uvloop, engine off          510 (0.85)   306 (0.96)   275 (0.77)   <- this
-    uvloop, engine off, poll    528 (0.88)   319 (1.00)   292 (0.81)
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +72,3 @@ class FrontSettings:
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", self.ping_every_ms_min),
         ]
-
-
-def set_grpc_environment() -> None:
-    """Set `GRPC_ENVIRONMENT`. Call before grpc is imported; what the user set stays."""
-    for name, value in GRPC_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)

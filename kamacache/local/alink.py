@@ -32,17 +32,16 @@ from kamacache.local.exchange import (
     LOST_MAX,
     RESTARTING,
     TRIES_MAX,
-    append,
     budget_ms,
     checked,
     late,
     lost,
-    rest_of,
     unreachable,
     unread,
 )
 from kamacache.wire.frames import FrameError, FrameReader, frame
 from kamacache.wire.messages import DecodeError, Reply, Request, Values, decode_reply
+from kamacache.wire.parts import append, rest_of
 
 LOOK_EVERY_S: Final = 1.0  # how often those who wait look whether the node still answers
 
@@ -96,6 +95,11 @@ class AsyncWorkerLinks:
             while (rest := rest_of(request, reply)) is not None:
                 append(reply, checked(await link.ask(rest, deadline_s)))
         return reply
+
+    async def ask(self, request: Request, deadline_s: float) -> Reply:
+        """Ask; return the reply as it is: a `Failure`, and a `Values` that was cut, too."""
+        link = self._by_loop.get(asyncio.get_running_loop()) or self._new_link()
+        return await link.ask(request, deadline_s)
 
     def close(self) -> None:
         """Close all connections; may be called from any thread. Callers get an error."""

@@ -1,4 +1,4 @@
-"""What all requests to a worker share: their nesting, errors, retries, answers in parts.
+"""What all requests to a worker share: their nesting, errors, retries.
 
 *Process*: every one that asks a worker.
 
@@ -29,11 +29,9 @@ from kamacache.wire.messages import (
     Failure,
     Get,
     GetMany,
-    KeyFailure,
     Reply,
     Request,
     Value,
-    Values,
 )
 
 LOST_MAX: Final = 2  # times a request may be taken without an answer
@@ -121,32 +119,3 @@ def unexpected(reply: object) -> NoReturn:
     raise KamaCacheError(
         f"a worker answered with {type(reply).__name__}; do node and application run one version?"
     )
-
-
-def rest_of(request: Request, reply: Reply) -> GetMany | None:
-    """Return the request for the keys that a `Values` left out, None when it is whole."""
-    if type(reply) is not Values or type(request) is not GetMany:
-        return None
-    answered = len(reply.values)
-    if answered >= len(request.keys):
-        return None
-    return GetMany(
-        group=request.group,
-        depth=request.depth,
-        chain=request.chain,
-        flags=request.flags,
-        keys=request.keys[answered:],
-    )
-
-
-def append(whole: Values, part: Reply) -> None:
-    """Put the answer to `rest_of` behind what is there."""
-    if type(part) is Values:
-        answered = len(whole.values)
-        whole.values += part.values
-        whole.errors = whole.errors + [
-            KeyFailure(failed.index + answered, failed.kind, failed.message, failed.fields)
-            for failed in part.errors
-        ]
-    else:  # one value too large for a frame answers as a single one
-        whole.values.append(getattr(part, "value", None))

@@ -33,15 +33,14 @@ from kamacache.local.exchange import (
     LOST_MAX,
     RESTARTING,
     TRIES_MAX,
-    append,
     checked,
     late,
     lost,
-    rest_of,
     unreachable,
     unread,
 )
 from kamacache.wire.messages import Reply, Request, Values
+from kamacache.wire.parts import append, rest_of
 
 
 class Pending(NamedTuple):

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import _harness as harness
 
-from kamacache.front.settings import FrontSettings, set_grpc_environment
+from kamacache.cluster.environment import set_grpc_environment
+from kamacache.front.settings import FrontSettings
 
 if TYPE_CHECKING:
     from kamacache.v1.kamacache_pb2_grpc import CacheStub

@@ -6,8 +6,9 @@ import os
 
 import pytest
 
+from kamacache.cluster.environment import set_grpc_environment
 from kamacache.errors import ConfigError
-from kamacache.front.settings import FrontSettings, set_grpc_environment
+from kamacache.front.settings import FrontSettings
 
 
 @pytest.mark.parametrize(

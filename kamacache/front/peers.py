@@ -1,0 +1,393 @@
+"""kamacache.v1.Peers: what other nodes' workers ask this node.
+
+*Process*: front, on its loop. One stream for each worker of each other node::
+
+    read ─► frames ─┬─ Ping, Hello, a get that is a hit ──────────────────┐
+                    │                                                     ▼
+                    └─ all else ─► a task ─► this node's workers ─► frames that wait ─► write
+
+*Invariants*: nothing awaits on the way of a hit, and the replies to one message go out together.
+What is asked for here is marked `FROM_PEER`, so no worker asks a third node for it. A stream is not
+read on while too many of its requests are under way, or too much of what it asked for lies unread.
+A request that fails is its own asker's affair; bytes that are no frames end their stream.
+
+*The drain*: `Draining` is said on every stream; a peer answers it with a second `Hello`, behind
+which it asks nothing more. A stream then ends when all its answers are written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final, Protocol, cast
+
+import grpc
+
+from kamacache.cluster.stream import FrameSender, unpack
+from kamacache.errors import ConfigError, KamaCacheError, to_fields
+from kamacache.front.engine import Engine
+from kamacache.front.splitting import Split, joined_counts, joined_values
+from kamacache.hashing import shard_hash, worker_of
+from kamacache.limits import (
+    CALL_TIMEOUT_MAX_S,
+    LOG_EVERY_S,
+    PEER_DRAIN_S,
+    PEER_REQUESTS_MAX,
+    PEER_STREAMS_MAX,
+    PEER_UNSENT_BYTES_MAX,
+)
+from kamacache.rundir.description import NodeDescription
+from kamacache.store.entries import Entry
+from kamacache.v1 import kamacache_pb2 as pb
+from kamacache.wire.frames import FrameError, FrameReader, frame
+from kamacache.wire.messages import (
+    FROM_PEER,
+    PEEK,
+    PEER_FORMAT,
+    Absent,
+    DecodeError,
+    Delete,
+    DeleteMany,
+    Done,
+    Draining,
+    Failure,
+    Flush,
+    Get,
+    GetMany,
+    Hello,
+    Invalidate,
+    PeerSeen,
+    Ping,
+    Reply,
+    Request,
+    Set,
+    SetMany,
+    Value,
+    Welcome,
+    decode_request,
+    salvage_id,
+)
+
+SERVICE: Final = pb.DESCRIPTOR.services_by_name["Peers"]
+SEEN_TIMEOUT_S: Final = 2.0
+SEEN_EVERY_S: Final = 0.1  # all workers of one node say hello at once; ours need one word of it
+SEEN_MAX: Final = 4_096
+
+log = logging.getLogger("kamacache.front")
+
+
+class WorkerLink(Protocol):
+    """How to ask one worker of this node; see `kamacache.local.alink.AsyncWorkerLinks`."""
+
+    async def ask(self, request: Request, deadline_s: float) -> Reply:
+        """Return the reply, of whatever kind. Raises `KamaCacheError`."""
+
+
+class PeersServicer:
+    """The service, and the streams that are open."""
+
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        workers: Sequence[WorkerLink],
+        about: NodeDescription,
+        *,
+        streams_max: int = PEER_STREAMS_MAX,
+    ) -> None:
+        self.engines: Final = dict(engines)
+        self.workers: Final = workers
+        self.about: Final = about
+        self.name: Final = about.name or about.listen or ""
+        self.split: Final = Split(about.hash_seed, about.workers)
+        self.draining = False
+        self._streams: set[PeerStream] = set()
+        self._streams_max: Final = streams_max
+        self._seen_s: dict[str, float] = {}
+        self._logged_s: dict[str, float] = {}
+        self._telling: set[asyncio.Task[None]] = set()
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """Return the service, ready to be added to a server of grpc.aio."""
+        # No serializers: the frames in a message are a few bytes behind its beginning.
+        return grpc.method_handlers_generic_handler(
+            SERVICE.full_name, {"Link": grpc.stream_stream_rpc_method_handler(self.link)}
+        )
+
+    async def link(self, _requests: object, context: Any) -> None:
+        """Serve one stream until either end has enough of it."""
+        if len(self._streams) >= self._streams_max:
+            self.warn("a peer link too many is refused", limit=self._streams_max)
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many peer links")
+        stream = PeerStream(self, context, asyncio.get_running_loop())
+        self._streams.add(stream)
+        try:
+            await stream.serve()
+        finally:
+            self._streams.discard(stream)
+
+    def drain(self) -> None:
+        """Tell every peer to ask other nodes from now on; each stream ends when it is done."""
+        self.draining = True
+        for stream in [*self._streams]:
+            stream.drain()
+
+    def welcome(self, hello: Hello) -> Welcome:
+        """Answer who says hello, and tell the workers that it is there."""
+        if hello.node_id != self.about.epoch and not self.draining:
+            self._tell_workers(hello.node)
+        return Welcome(hello.id, PEER_FORMAT, self.name, self.about.epoch, self.draining)
+
+    def _tell_workers(self, peer: str) -> None:
+        now_s = time.monotonic()
+        if now_s - self._seen_s.get(peer, float("-inf")) < SEEN_EVERY_S:
+            return
+        if len(self._seen_s) >= SEEN_MAX:
+            self._seen_s.clear()
+        self._seen_s[peer] = now_s
+        for worker in self.workers:
+            task = asyncio.ensure_future(self._tell(worker, peer))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
+
+    async def _tell(self, worker: WorkerLink, peer: str) -> None:
+        try:
+            await worker.ask(PeerSeen(peer=peer), time.monotonic() + SEEN_TIMEOUT_S)
+        except KamaCacheError as error:  # it dials by itself, only later
+            log.debug("a worker was not told of a peer", extra={"peer": peer, "error": str(error)})
+
+    def warn(self, message: str, exc_info: BaseException | None = None, **fields: Any) -> None:
+        """Log a constant message, unless the same was logged just before."""
+        now_s = time.monotonic()
+        if now_s - self._logged_s.get(message, float("-inf")) >= LOG_EVERY_S:
+            self._logged_s[message] = now_s
+            log.warning(message, extra=fields, exc_info=exc_info)
+
+
+class PeerStream:
+    """One link of another node's worker."""
+
+    def __init__(
+        self, servicer: PeersServicer, context: Any, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._servicer: Final = servicer
+        self._context: Final = context
+        self._loop: Final = loop
+        self._sender: Final = FrameSender(loop)
+        self._reader: Final = FrameReader()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ending = asyncio.Event()
+        self._last_asked = False  # by a peer that knows that this node drains
+        self._peer = ""
+        self._table: Final[dict[type[Request], Callable[[Any], Reply | None]]] = {
+            Get: self._get,
+            GetMany: self._get_many,
+            Set: self._one,
+            Delete: self._one,
+            SetMany: self._many,
+            DeleteMany: self._many,
+            Invalidate: self._many,
+            Flush: self._flush,
+            Ping: self._ping,
+            Hello: self._hello,
+        }
+
+    async def serve(self) -> None:
+        """Answer until the peer ends the stream, sends garbage, or this node drains."""
+        writing = self._loop.create_task(self._sender.run(self._context.write))
+        reading = self._loop.create_task(self._read())
+        ending = self._loop.create_task(self._end())
+        parts: tuple[asyncio.Task[None], ...] = (writing, reading, ending)
+        try:
+            await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (*parts, *self._tasks):
+                task.cancel()
+            await asyncio.gather(*parts, *self._tasks, return_exceptions=True)
+        for task in (reading, writing):
+            error = None if task.cancelled() else task.exception()
+            if isinstance(error, FrameError):
+                self._servicer.warn(
+                    "a peer sent what is no frame", peer=self._peer, detail=str(error)
+                )
+            elif error is not None and not self._context.done():
+                self._servicer.warn("a peer link failed", error, peer=self._peer)
+
+    # -- the drain -------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Tell the peer; end when it knows and has its answers, or does not say so in time."""
+        self._put(Draining(0))
+        self._loop.call_later(PEER_DRAIN_S, self._acknowledged)
+
+    def _acknowledged(self) -> None:
+        self._last_asked = True
+        if not self._tasks:
+            self._ending.set()
+
+    async def _end(self) -> None:
+        """Return when the peer has all its answers."""
+        await self._ending.wait()
+        await self._sender.emptied()
+
+    # -- reading ---------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        read, following, serve = self._context.read, self._reader.next, self._serve
+        sender, tasks = self._sender, self._tasks
+        while (message := await read()) is not grpc.aio.EOF:
+            self._reader.feed(unpack(message))
+            while (body := following()) is not None:
+                serve(body)
+                del body  # a view would keep the reader's buffer from growing
+                if sender.waiting_bytes > PEER_UNSENT_BYTES_MAX:
+                    await sender.room(PEER_UNSENT_BYTES_MAX)
+                while len(tasks) >= PEER_REQUESTS_MAX:
+                    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+
+    def _serve(self, body: bytes | bytearray | memoryview) -> None:
+        """Answer one request, or begin to."""
+        try:
+            request = decode_request(body)
+        except DecodeError as error:
+            ticket = salvage_id(body)
+            if not ticket or not self._peer:
+                raise FrameError(f"a frame is no message: {error}") from error
+            self._put(
+                Failure(
+                    ticket,
+                    "KamaCacheError",
+                    f"{self._servicer.name} does not understand this request ({error}); "
+                    "use one version of kamacache on all nodes",
+                    {},
+                )
+            )
+            return
+        if not self._peer and type(request) is not Hello:
+            raise FrameError("a peer did not say who it is")
+        request.flags |= FROM_PEER
+        try:
+            reply = self._table[type(request)](request)
+        except KamaCacheError as error:
+            reply = Failure(request.id, *to_fields(error))
+        except Exception as error:
+            reply = self._defect(request.id, error)
+        if reply is not None:
+            self._sender.put(frame(reply))
+
+    def _put(self, reply: Reply) -> None:
+        self._sender.put(frame(reply))
+
+    def _defect(self, ticket: int, error: Exception) -> Failure:
+        self._servicer.warn("a peer's request failed unexpectedly", error, peer=self._peer)
+        message = f"{self._servicer.name} failed: {type(error).__name__}"
+        return Failure(ticket, "KamaCacheError", message, {})
+
+    # -- answered here ---------------------------------------------------------------------
+
+    def _ping(self, request: Ping) -> Reply:
+        return Done(request.id, 0)
+
+    def _hello(self, request: Hello) -> Reply:
+        if self._peer:  # the answer to Draining: nothing more comes behind it
+            self._acknowledged()
+        self._peer = request.node or "?"
+        return self._servicer.welcome(request)
+
+    def _get(self, request: Get) -> Reply | None:
+        engine = self._servicer.engines.get(request.group)
+        if engine is not None:
+            key = request.key
+            if request.flags & PEEK:
+                entry = engine.lookup_entry(key)
+                if entry is None:
+                    return Absent(request.id)
+            else:
+                # Two reads: the first counts the hit and keeps the entry from being evicted.
+                entry = engine.lookup_entry(key) if engine.lookup(key) is not None else None
+            if isinstance(entry, Entry):
+                return Value(request.id, entry.value, entry.ttl_ms or 0, entry.version)
+        return self._one(request)
+
+    def _get_many(self, request: GetMany) -> Reply | None:
+        if request.flags & PEEK:
+            raise ConfigError("one key is peeked at, not several", setting="flags")
+        engine = self._servicer.engines.get(request.group)
+        found: dict[bytes, Entry] = {}
+        missing: list[bytes] = []
+        for key in dict.fromkeys(request.keys):
+            entry = None
+            if engine is not None and engine.lookup(key) is not None:
+                entry = engine.lookup_entry(key)
+            if isinstance(entry, Entry):
+                found[key] = entry
+            else:
+                missing.append(key)
+        if not missing:
+            return joined_values(request, found, [], [])
+        parts = self._servicer.split.gets(request, missing)
+        self._begin(request, self._ask_missing(request, found, parts))
+        return None
+
+    # -- answered by the workers -----------------------------------------------------------
+
+    def _one(self, request: Get | Set | Delete) -> Reply | None:
+        about = self._servicer.about
+        shard = worker_of(shard_hash(request.key, about.hash_seed), about.workers)
+        self._begin(request, self._ask(shard, request))
+        return None
+
+    def _many(self, request: SetMany | DeleteMany | Invalidate) -> Reply | None:
+        parts = self._servicer.split.parts(request)
+        self._begin(request, self._ask_all(request, parts))
+        return None
+
+    def _flush(self, request: Flush) -> Reply | None:
+        parts = self._servicer.split.flushes(request)
+        self._begin(request, self._ask_all(request, parts))
+        return None
+
+    def _begin(self, request: Request, asking: Coroutine[Any, Any, Reply]) -> None:
+        task = self._loop.create_task(self._answer(request.id, asking))
+        self._tasks.add(task)
+        task.add_done_callback(self._answered)
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if self._last_asked and not self._tasks:
+            self._ending.set()
+
+    async def _answer(self, ticket: int, asking: Coroutine[Any, Any, Reply]) -> None:
+        """Send what comes of it, under the peer's id."""
+        try:
+            reply = await asking
+        except KamaCacheError as error:
+            reply = Failure(ticket, *to_fields(error))
+        except Exception as error:
+            reply = self._defect(ticket, error)
+        reply.id = ticket
+        self._put(reply)
+
+    async def _ask(self, shard: int, request: Request) -> Reply:
+        budget_s = min(request.budget_ms / 1000, CALL_TIMEOUT_MAX_S)
+        return await self._servicer.workers[shard].ask(request, time.monotonic() + budget_s)
+
+    async def _ask_each(self, parts: Sequence[tuple[int, Request]]) -> list[Reply | KamaCacheError]:
+        asked = [self._ask(shard, part) for shard, part in parts]
+        if len(asked) == 1:
+            return [await asked[0]]
+        replies = await asyncio.gather(*asked, return_exceptions=True)
+        for reply in replies:
+            if isinstance(reply, BaseException) and not isinstance(reply, KamaCacheError):
+                raise reply
+        return cast("list[Reply | KamaCacheError]", replies)
+
+    async def _ask_all(self, request: Request, parts: Sequence[tuple[int, Request]]) -> Reply:
+        return joined_counts(request, await self._ask_each(parts))
+
+    async def _ask_missing(
+        self, request: GetMany, found: Mapping[bytes, Entry], parts: Sequence[tuple[int, GetMany]]
+    ) -> Reply:
+        replies = await self._ask_each(parts)
+        return joined_values(request, found, [part for _, part in parts], replies)
