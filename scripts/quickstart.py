@@ -35,6 +35,8 @@ def main() -> int:
     address = f"127.0.0.1:{args.port}"
     node = kamacache.Node(address, peers=args.peers.split(","), workers=2, api=args.api)
     node.register_group(scores)
+    node.start()
+    print(f"{address} is up{f', http://{node.api}/api?key=Tom' if node.api else ''}", flush=True)
     return node.run()  # until Ctrl-C or SIGTERM
 
 
