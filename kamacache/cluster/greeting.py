@@ -1,0 +1,73 @@
+"""How two nodes' link begins: the asking end says who it is, and checks who answers.
+
+*Process*: worker. No grpc: `kamacache.cluster.link` carries it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from kamacache.limits import LOG_EVERY_S
+from kamacache.wire.messages import PEER_FORMAT, Hello, Welcome
+
+log = logging.getLogger("kamacache.cluster")
+
+
+class RefusedError(Exception):
+    """The node at the address cannot be linked to, and waiting does not mend it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkEnd:
+    """This end of the links: the node's name on the ring, the id of its life, the worker."""
+
+    node: str
+    node_id: str
+    worker: int
+
+
+class Greeting:
+    """What is said and checked first on each stream to one address."""
+
+    __slots__ = ("_address", "_end", "_logged_s")
+
+    def __init__(self, address: str, end: LinkEnd) -> None:
+        self._address: Final = address
+        self._end: Final = end
+        self._logged_s = float("-inf")
+
+    def hello(self, sent: int = 0) -> Hello:
+        """Return what to say, at this version of the clock."""
+        end = self._end
+        return Hello(
+            format=PEER_FORMAT,
+            node=end.node,
+            node_id=end.node_id,
+            worker=end.worker,
+            peer=self._address,
+            sent=sent,
+        )
+
+    def check(self, welcome: Welcome) -> None:
+        """Raise `RefusedError` where the one who answers is no peer; log where names differ."""
+        if welcome.node_id == self._end.node_id:
+            raise RefusedError(
+                f"{self._address} is this node itself: give it --advertise with the name that the "
+                "other nodes have for it"
+            )
+        if welcome.format != PEER_FORMAT:
+            raise RefusedError(
+                f"the node speaks format {welcome.format} and this one {PEER_FORMAT}: "
+                "use one version of kamacache on all nodes"
+            )
+        now_s = time.monotonic()
+        if welcome.node != self._address and now_s - self._logged_s > LOG_EVERY_S:
+            self._logged_s = now_s
+            log.warning(
+                "a peer calls itself otherwise than this node calls it, so that the two disagree "
+                "on who owns what: give it --advertise with the name that is in --peers",
+                extra={"peer": self._address, "own_name": welcome.node},
+            )
