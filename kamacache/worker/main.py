@@ -2,7 +2,7 @@
 
 *Process*: worker. `run` is called in the forked child, and returns the exit code::
 
-    open shards ─► hooks ─► listen ─► "ready" ─► serve ─┬─ "drain" ─► "idle" ─► "end" ─► 0
+    open shards ─► hooks ─► listen ─► peers ─► "ready" ─► serve ─┬─ "drain" ─► "idle" ─► "end" ─► 0
                                                         ├─ SIGQUIT ─► 0, at once
                                                         └─ too many hung getters ─► EXIT_RECYCLE
 
@@ -26,7 +26,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import uvloop
 
@@ -49,6 +49,9 @@ from kamacache.store import open_writer
 from kamacache.worker.handlers import Handlers, HostedGroup
 from kamacache.worker.pools import GetterThreads
 from kamacache.worker.protocol import Server
+
+if TYPE_CHECKING:
+    from kamacache.worker.member import ClusterMember
 
 EXIT_RECYCLE: Final = 75  # EX_TEMPFAIL: hung getters; start a fresh worker
 BACKLOG: Final = 1_024
@@ -86,6 +89,7 @@ class Worker:
         self._loadables: Final = {group.spec.name: group for group in groups}
         self._loop: Final = loop
         self._groups: dict[str, HostedGroup] = {}
+        self._member: ClusterMember | None = None  # None: a node without peers
         self._threads: Final = GetterThreads(loop, self._recycle)
         self._handlers: Final = Handlers(self._groups, loop, self._stats)
         self._server: Final = Server(self._handlers, loop, connections_max=CONNECTIONS_MAX)
@@ -125,6 +129,11 @@ class Worker:
         about = context.description
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         try:
+            if about.clustered:
+                # Here and not at the top: it loads grpc.
+                from kamacache.worker.member import ClusterMember
+
+                self._member = ClusterMember(about, context.index, self._groups, self._loop)
             for spec in about.groups:
                 shard = open_writer(
                     about.shm_dir,
@@ -135,7 +144,11 @@ class Worker:
                     about.boot_id,
                 )
                 self._groups[spec.name] = HostedGroup(
-                    spec, shard, self._loadables.get(spec.name), self._threads
+                    spec,
+                    shard,
+                    self._loadables.get(spec.name),
+                    self._threads,
+                    None if self._member is None else self._member.peers,
                 )
             if context.socket_gid is not None:
                 share_files(Path(about.shm_dir), context.socket_gid)
@@ -168,6 +181,8 @@ class Worker:
                 f"worker {context.index} cannot listen on {context.socket_path}: {error}",
             )
             return EXIT_ROLE
+        if self._member is not None:
+            await self._member.start(self._handlers)
         return EXIT_OK
 
     def _watch(self) -> None:
@@ -205,6 +220,7 @@ class Worker:
             "connections_refused": self._server.refused,
             "getters_hung": self._threads.hung,
             "getters_replaced": self._threads.replaced,
+            **({} if self._member is None else self._member.stats()),
         }
 
     # -- end -------------------------------------------------------------------------------
@@ -270,6 +286,8 @@ class Worker:
             await asyncio.sleep(0.005)
         self._server.abort()
         self._threads.close()
+        if self._member is not None:
+            await self._member.close()
         for loadable in self._started:
             try:
                 await self._hook(loadable.run_worker_stop)

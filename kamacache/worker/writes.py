@@ -26,6 +26,7 @@ from functools import partial
 from typing import Any, Final
 
 from kamacache.clock import STAMP_SHIFT, boottime_ms
+from kamacache.cluster.exchange import PeerLostError
 from kamacache.cluster.peers import Link, Peers
 from kamacache.errors import (
     DeadlineExceededError,
@@ -63,6 +64,8 @@ from kamacache.worker.waiters import Asker
 # A version counts units of 2**STAMP_SHIFT ns.
 WRITE_VERSIONS_MAX: Final = int(PEER_WRITE_S * 1e9) >> STAMP_SHIFT
 NOT_SENT_RETRY_S: Final = 0.005
+
+_TO_TRY_AGAIN: Final = (PeerLostError, NodeUnavailableError, DeadlineExceededError)
 
 Item = tuple[bytes, bytes | None]  # a key and the value to set; None: delete
 
@@ -342,9 +345,7 @@ class PendingWrite:
         error = outcome
         if type(outcome) is Failure:
             error = from_fields(outcome.kind, outcome.message, outcome.fields)
-        if not isinstance(error, NodeUnavailableError | DeadlineExceededError) and not hasattr(
-            error, "sent"
-        ):
+        if not isinstance(error, _TO_TRY_AGAIN):
             self._fail(error)
             return
         if tries >= PEER_TRIES_MAX or time.monotonic() >= self._deadline_s:
@@ -352,7 +353,7 @@ class PendingWrite:
             return
         # Until then a copy of it may still be stored by who got it.
         wait_s = NOT_SENT_RETRY_S
-        if getattr(error, "sent", True) and type(outcome) is not Failure:
+        if type(outcome) is not Failure and getattr(outcome, "sent", True):
             wait_s = max(sent_s + PEER_WRITE_S - time.monotonic(), NOT_SENT_RETRY_S)
         wait_s = min(wait_s, max(self._deadline_s - time.monotonic(), 0.0))
         self._writes.loop.call_later(wait_s, self._again, items, tries + 1)

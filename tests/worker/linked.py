@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from kamacache.cluster.exchange import PeerLostError
 from kamacache.cluster.membership import Member, Membership
 from kamacache.cluster.peers import Peers
 from kamacache.config import GroupSpec
@@ -42,14 +43,6 @@ from kamacache.worker.pools import GetterThreads
 from kamacache.worker.replies import failure
 from kamacache.worker.writes import Writes
 from tests.worker.harness import Loading
-
-
-class LostError(KamaCacheError):
-    """What a link says of a request when it failed; as the real link's."""
-
-    def __init__(self, sent: bool) -> None:
-        super().__init__("the link failed")
-        self.sent = sent
 
 
 class Asking:
@@ -103,7 +96,7 @@ class DirectLink:
         self._usable = False
         under_way, self._under_way = self._under_way, {}
         for done in under_way.values():
-            self._own.loop.call_soon(done, LostError(sent=True))
+            self._own.loop.call_soon(done, PeerLostError("the link failed", sent=True))
         self._own.peers.link_changed(self)
 
     def heal(self) -> None:
@@ -118,7 +111,7 @@ class DirectLink:
         loop = self._own.loop
         self.sent.append(request)
         if not self._usable:
-            loop.call_soon(done, LostError(sent=False))
+            loop.call_soon(done, PeerLostError("the link failed", sent=False))
             return
         self._ids += 1
         ticket = self._ids

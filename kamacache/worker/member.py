@@ -1,0 +1,126 @@
+"""The worker as a member of a cluster: follows the membership, keeps the links, sweeps.
+
+*Process*: worker of a node that may have peers, in the loop's thread; grpc is imported here, after
+the fork, and in no worker of a node without peers. *Owns*: the peers, and three tasks::
+
+    follow   membership's number, every 50 ms ──► links to those who came, none to those who went
+    sweep    HANDOFF_S after the last change: what this node no longer owns, a slice at a time
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Final
+
+from kamacache.clock import STAMP_SHIFT
+from kamacache.cluster.link import LinkEnd, PeerLink
+from kamacache.cluster.membership import MembershipReader
+from kamacache.cluster.peers import Link, Peers
+from kamacache.errors import NodeUnavailableError
+from kamacache.limits import (
+    MEMBERSHIP_LOOK_EVERY_S,
+    PEER_CONNECT_S,
+    SWEEP_EVERY_S,
+    SWEEP_SLOTS,
+)
+from kamacache.rundir.description import NodeDescription
+from kamacache.worker.handlers import Handlers, HostedGroup
+from kamacache.worker.repeated import RepeatedLog
+from kamacache.worker.writes import Writes
+
+log = logging.getLogger("kamacache.worker.member")
+repeated = RepeatedLog(log)
+
+
+class ClusterMember:
+    """One worker's part in the cluster."""
+
+    def __init__(
+        self,
+        about: NodeDescription,
+        worker: int,
+        groups: dict[str, HostedGroup],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._reader: Final = MembershipReader(about)
+        self._groups: Final = groups
+        self._loop: Final = loop
+        self._end: Final = LinkEnd(about.name or "", about.epoch, worker)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.peers: Final = Peers(self._make_link, time.monotonic, close=self._close)
+        self.writes: Final = Writes(groups, self.peers, loop)
+
+    async def start(self, handlers: Handlers) -> None:
+        """Link to the peers there are; returns when each was reached or was not."""
+        self.writes.join(handlers)
+        self.peers.update(self._reader.read())
+        if self.peers.links:
+            settled = [asyncio.ensure_future(link.wait_settled()) for link in self.peers.links]
+            _, late = await asyncio.wait(settled, timeout=PEER_CONNECT_S)
+            for task in late:
+                task.cancel()
+        for upkeep in (self._follow(), self._sweep()):
+            self._keep(self._loop.create_task(upkeep))
+
+    async def close(self) -> None:
+        """End the links and the tasks."""
+        for task in [*self._tasks]:
+            task.cancel()
+        await asyncio.gather(*(link.close() for link in self.peers.links), return_exceptions=True)
+        self._reader.close()
+
+    def stats(self) -> dict[str, int]:
+        """Return the numbers of the peers and of the writes."""
+        return self.peers.stats() | self.writes.stats()
+
+    def _clock(self) -> int:
+        """Return the wall clock as a version, or the latest that any shard here has seen."""
+        seen = [group.shard.last_version for group in self._groups.values()]
+        return max(time.time_ns() >> STAMP_SHIFT, *seen, 0)
+
+    def _make_link(self, address: str) -> Link:
+        return PeerLink(
+            address,
+            self._end,
+            self._loop,
+            clock=self._clock,
+            on_change=self.peers.link_changed,
+        )
+
+    def _close(self, link: Link) -> None:
+        self._keep(self._loop.create_task(link.close()))
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(MEMBERSHIP_LOOK_EVERY_S)
+            if not self._reader.changed():
+                continue
+            try:
+                membership = self._reader.read()
+            except NodeUnavailableError as error:
+                repeated.warning("the membership cannot be read", detail=str(error))
+                continue
+            self.peers.update(membership)
+            log.info("the membership has changed", extra={"members": len(membership.members)})
+
+    async def _sweep(self) -> None:
+        peers = self.peers
+        while True:
+            await asyncio.sleep(1.0)
+            if peers.sweep_at_s is None or time.monotonic() < peers.sweep_at_s:
+                continue
+            began_s, peers.sweep_at_s = peers.sweep_at_s, None
+            for group in self._groups.values():
+                start = 0
+                while start >= 0:
+                    start = group.shard.sweep(peers.owns, start, SWEEP_SLOTS)
+                    await asyncio.sleep(SWEEP_EVERY_S)
+                    if peers.sweep_at_s is not None:  # a change: begin again, later
+                        break
+            log.info("swept what other nodes own", extra={"due_s": began_s})
