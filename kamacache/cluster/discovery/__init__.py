@@ -20,6 +20,7 @@ Publish = Callable[[Sequence[Member]], None]
 # What an extra of ours installs, under the names that a failed import would give.
 _EXTRAS: Final = {
     "dns": ("dns",),
+    "etcd": ("aetcd", "grpc", "google"),
 }
 
 
@@ -74,4 +75,8 @@ def _open(source: Source, own: Member) -> Discovery:
             from kamacache.cluster.discovery.dns import DnsDiscovery
 
             return DnsDiscovery(source)
+        case "etcd":
+            from kamacache.cluster.discovery.etcd import EtcdDiscovery
+
+            return EtcdDiscovery(source, own)
     raise source.refused("the scheme must be one of static, file, dns, etcd, nacos")

@@ -1,0 +1,270 @@
+"""Discovery through a real etcd: joining, dying, leaving, and an etcd that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from kamacache.cluster.discovery.etcd_client import Entry, EtcdClient
+from kamacache.cluster.discovery.retry import SourceError
+from tests.cluster.discovery.conftest import Follow, until
+from tests.cluster.discovery.servers import EtcdServer, free_port
+from tests.node_process import ROOT
+
+A, B, C = "10.0.0.1:8001", "10.0.0.2:8001", "10.0.0.3:8001"
+TTL_S = 2
+
+# A node that does nothing but register, in a process that can be killed.
+MEMBER = """
+import asyncio, sys
+from kamacache.cluster.discovery import open_discovery
+from kamacache.cluster.membership import Member
+source = open_discovery(sys.argv[1], Member(sys.argv[2]))
+asyncio.run(source.run(lambda members: None))
+"""
+
+
+def url(*servers: str) -> str:
+    return f"etcd://{','.join(servers)}/kamacache/test?ttl={TTL_S}"
+
+
+@pytest_asyncio.fixture
+async def client(etcd: EtcdServer) -> AsyncIterator[EtcdClient]:
+    """Somebody else who talks to the etcd."""
+    client = EtcdClient(etcd.address)
+    yield client
+    await client.close()
+
+
+async def entry(client: EtcdClient, address: str) -> Entry | None:
+    _, entries = await client.list(f"/kamacache/test/{address}/"[:-1])
+    return next(iter(entries), None)
+
+
+async def test_members_see_each_other_with_weights(etcd: EtcdServer, follow: Follow) -> None:
+    a = follow(url(etcd.address), A)
+    await a.sees(A)
+    b = follow(url(etcd.address), f"{B}=3")
+    await a.sees(A, f"{B}=3")
+    await b.sees(A, f"{B}=3")
+    assert all(list(m) == sorted(m) for m in a.lists)
+
+
+async def test_a_node_that_leaves_is_gone_at_once(etcd: EtcdServer, follow: Follow) -> None:
+    a, b = follow(url(etcd.address), A), follow(url(etcd.address), B)
+    await a.sees(A, B)
+    await b.sees(A, B)
+    await b.stop()
+    await b.source.leave()
+    assert await a.sees(A, within_s=5) < TTL_S
+    await b.source.leave()  # once is enough, twice is no error
+
+
+async def test_a_node_that_left_does_not_register_again(
+    etcd: EtcdServer, follow: Follow, client: EtcdClient
+) -> None:
+    a, b = follow(url(etcd.address), A), follow(url(etcd.address), B)
+    await a.sees(A, B)
+    await b.sees(A, B)
+    await b.source.leave()  # and it still runs
+    await a.sees(A)
+    etcd.restart()
+    await follow(url(etcd.address), C).sees(A, C)
+    await b.sees(A, C)
+    assert await entry(client, B) is None
+
+
+async def test_a_killed_node_is_gone_when_its_lease_ends(etcd: EtcdServer, follow: Follow) -> None:
+    a = follow(url(etcd.address), A)
+    killed = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", MEMBER, url(etcd.address), B),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        await a.sees(A, B)
+    finally:
+        killed.kill()
+        await killed.wait()
+    await a.sees(A)
+    assert not a.task.done()
+
+
+async def test_a_node_of_the_same_name_takes_over_from_its_last_life(
+    etcd: EtcdServer, follow: Follow, client: EtcdClient
+) -> None:
+    lease = await client.grant(TTL_S)
+    await client.put(f"/kamacache/test/{A}", b'{"address":"%s","weight":9}' % A.encode(), lease)
+    watcher = follow(url(etcd.address), B)
+    await watcher.sees(f"{A}=9", B)
+    a = follow(url(etcd.address), A)
+    await watcher.sees(A, B)
+    await client.revoke(lease)  # as when it ends: the key is on another lease by now
+    await follow(url(etcd.address), C).sees(A, B, C)
+    await a.sees(A, B, C)
+
+
+async def test_a_revoked_lease_is_taken_again(
+    etcd: EtcdServer, follow: Follow, client: EtcdClient
+) -> None:
+    a, b = follow(url(etcd.address), A), follow(url(etcd.address), B)
+    await a.sees(A, B)
+    await b.sees(A, B)
+    before = await entry(client, B)
+    assert before is not None
+    await client.revoke(before.lease)
+    await until(lambda: [B not in [m.address for m in found] for found in a.lists][-2:])
+    await a.sees(A, B)
+    after = await entry(client, B)
+    assert after is not None
+    assert after.lease != before.lease
+
+
+async def test_a_key_that_was_deleted_by_hand_is_written_again(
+    etcd: EtcdServer, follow: Follow, client: EtcdClient
+) -> None:
+    a = follow(url(etcd.address), A)
+    await a.sees(A)
+    # A new lease takes the key over and ends: the key goes, the node's lease stays.
+    lease = await client.grant(TTL_S)
+    await client.put(f"/kamacache/test/{A}", b'{"address":"%s"}' % A.encode(), lease)
+    await client.revoke(lease)
+    await until(lambda: [] in [list(found) for found in a.lists])
+    await a.sees(A)
+
+
+async def test_an_etcd_that_restarts_with_its_data_changes_nothing(
+    etcd: EtcdServer, follow: Follow
+) -> None:
+    a, b = follow(url(etcd.address), A), follow(url(etcd.address), B)
+    await a.sees(A, B)
+    await b.sees(A, B)
+    lists = len(a.lists)
+    etcd.restart()
+    await follow(url(etcd.address), C).sees(A, B, C)
+    await a.sees(A, B, C)
+    assert all({A, B} <= {m.address for m in found} for found in a.lists[lists:])
+
+
+async def test_an_etcd_that_lost_its_data_is_filled_again_and_nobody_goes_meanwhile(
+    etcd: EtcdServer, follow: Follow, client: EtcdClient
+) -> None:
+    a, b = follow(url(etcd.address), A), follow(url(etcd.address), B)
+    await a.sees(A, B)
+    await b.sees(A, B)
+    lists = len(a.lists)
+    etcd.restart(forget=True)
+    await follow(url(etcd.address), C).sees(A, B, C)
+    await a.sees(A, B, C)
+    await b.sees(A, B, C)
+    assert all({A, B} <= {m.address for m in found} for found in a.lists[lists:])
+
+
+async def test_a_node_that_died_with_the_etcd_goes_a_while_later(
+    etcd: EtcdServer, follow: Follow
+) -> None:
+    a, b = follow(url(etcd.address), A), follow(url(etcd.address), B)
+    await a.sees(A, B)
+    await b.sees(A, B)
+    etcd.stop()
+    await b.stop()
+    etcd.restart(forget=True)
+    assert a.addresses == [A, B]
+    await a.sees(A)
+
+
+async def test_an_etcd_that_is_down_leaves_the_list_as_it_is_and_one_line(
+    etcd: EtcdServer, follow: Follow, caplog: pytest.LogCaptureFixture
+) -> None:
+    a = follow(url(etcd.address), A)
+    await a.sees(A)
+    etcd.stop()
+    lists = len(a.lists)
+
+    def lines() -> list[logging.LogRecord]:
+        return [r for r in caplog.records if r.name == "kamacache.discovery"]
+
+    await until(lambda: len(lines()) > 0)
+    await asyncio.sleep(1.0)
+    assert len(a.lists) == lists
+    assert len(lines()) <= 3  # one for each reason, not one for each try
+
+
+async def test_a_node_that_starts_before_its_etcd_joins_later(
+    etcd: EtcdServer, follow: Follow
+) -> None:
+    etcd.stop()
+    a = follow(url(etcd.address), A)
+    await asyncio.sleep(0.3)
+    assert not a.lists
+    assert etcd.start()
+    await a.sees(A)
+
+
+async def test_the_next_server_is_asked_when_one_does_not_answer(
+    etcd: EtcdServer, follow: Follow
+) -> None:
+    nobody = f"127.0.0.1:{free_port()}"
+    a = follow(url(nobody, etcd.address), A)
+    b = follow(url(etcd.address, nobody), B)
+    await a.sees(A, B)
+    await b.sees(A, B)
+    await a.stop()
+    await a.source.leave()
+    await b.sees(B)
+
+
+async def test_a_server_that_accepts_and_says_nothing_is_passed_over(
+    etcd: EtcdServer, follow: Follow
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel accepts, nobody reads
+        port = silent.getsockname()[1]
+        await follow(url(f"127.0.0.1:{port}", etcd.address), A).sees(A)
+
+
+async def test_leaving_an_etcd_that_is_down_ends_in_time(etcd: EtcdServer, follow: Follow) -> None:
+    a = follow(url(etcd.address), A)
+    await a.sees(A)
+    await a.stop()
+    etcd.stop()
+    begun = time.monotonic()
+    with pytest.raises(SourceError):
+        await a.source.leave()
+    assert time.monotonic() - begun < 3
+
+
+async def test_keys_that_are_not_members_are_passed_over(
+    etcd: EtcdServer, follow: Follow, client: EtcdClient
+) -> None:
+    lease = await client.grant(60)
+    for key, value in {
+        "garbage": b"\xff",
+        B: b'{"address":"10.9.9.9:1"}',
+        "10.0.0.9:80": b'{"address":"10.0.0.9:80","weight":1000}',
+        "deeper/10.0.0.9:80": b"{}",
+    }.items():
+        await client.put(f"/kamacache/test/{key}", value, lease)
+    await client.put("/kamacache/testing/10.0.0.8:1", b'{"address":"10.0.0.8:1"}', lease)
+    a = follow(url(etcd.address), A)
+    await a.sees(A)
+    await client.put(f"/kamacache/test/{C}", b'{"address":"%s","weight":2}' % C.encode(), lease)
+    await a.sees(A, f"{C}=2")
+
+
+async def test_a_compacted_watch_lists_again(etcd: EtcdServer, client: EtcdClient) -> None:
+    from aetcd import rpc
+
+    lease = await client.grant(60)
+    for _ in range(3):
+        await client.put("/kamacache/test/x", b"x", lease)
+    revision, _ = await client.list("/kamacache/test/")
+    await client._keys.Compact(rpc.CompactionRequest(revision=revision), timeout=5)
+    with pytest.raises(SourceError, match="compacted at revision"):
+        await asyncio.wait_for(client.watch("/kamacache/test/", 1, lambda changed: None), 10)
