@@ -21,6 +21,7 @@ Publish = Callable[[Sequence[Member]], None]
 _EXTRAS: Final = {
     "dns": ("dns",),
     "etcd": ("aetcd", "grpc", "google"),
+    "nacos": ("httpx",),
 }
 
 
@@ -79,4 +80,8 @@ def _open(source: Source, own: Member) -> Discovery:
             from kamacache.cluster.discovery.etcd import EtcdDiscovery
 
             return EtcdDiscovery(source, own)
+        case "nacos":
+            from kamacache.cluster.discovery.nacos import NacosDiscovery
+
+            return NacosDiscovery(source, own)
     raise source.refused("the scheme must be one of static, file, dns, etcd, nacos")
