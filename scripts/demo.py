@@ -243,7 +243,10 @@ def show(ports: Sequence[int], api: str) -> list[str]:
             first, second = ask(nodes, api, key), ask(nodes, api, key)
             print(f"  {key:8}{owner:<8}{first!s:32}{second}", flush=True)
             wrong += judge(key, owner, first, second)
-        print("\nWhat the nodes logged:\n" + "\n".join(filter(None, (n.log() for n in nodes))))
+        print("\nWhat their getters logged:")
+        for node in nodes:
+            for key in node.loads():
+                print(f"  {node.port} | {LOADED}{key}")
         print("\nEnding the nodes ...", flush=True)
     return wrong
 
