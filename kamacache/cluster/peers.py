@@ -30,8 +30,8 @@ Done = Callable[[Outcome], None]
 class Link(Protocol):
     """What the peers need of a `kamacache.cluster.link.PeerLink`."""
 
-    address: str
-
+    @property
+    def address(self) -> str: ...
     @property
     def usable(self) -> bool: ...
     @property
