@@ -118,10 +118,12 @@ class Peers:
         self.sweep_at_s = self._clock_s() + self._handoff_s
 
     def seen(self, address: str) -> None:
-        """Take note that a node said hello to ours: it is there."""
+        """Take note that a node said hello to ours: it is there, and had lost us or just begun."""
         link = self._links.get(address)
         if link is not None:
             link.retry_now()
+            # If it had lost us while we saw nothing of it, others stood in for this node.
+            self._handoff_until_s = self._clock_s() + self._handoff_s
 
     def route(self, key: bytes) -> Link | None:
         """Return the link to the key's owner, or to who stands in for it; None: this node."""

@@ -26,6 +26,8 @@ from kamacache.limits import BATCH_KEYS_MAX, KEY_BYTES_MAX, TTL_MS_MAX
 from kamacache.store import NEGATIVE
 from kamacache.wire.messages import (
     FROM_PEER,
+    PEEK,
+    Absent,
     Delete,
     DeleteMany,
     Done,
@@ -187,6 +189,8 @@ class Handlers:
             if request.flags & FROM_PEER:
                 return peer_value_reply(request.id, key, value, group.shard)
             return value_reply(request.id, value)
+        if request.flags & PEEK:
+            return Absent(request.id)
         self._check_load(request)
         if request.depth:
             check_chain(request.group, key, request.depth, request.chain)
