@@ -41,7 +41,7 @@ from kamacache.cluster.exchange import (
 from kamacache.cluster.greeting import Greeting, LinkEnd, RefusedError
 from kamacache.cluster.invalidations import InvalidationQueue
 from kamacache.cluster.silence import Silence, Verdict
-from kamacache.cluster.stream import LINK_METHOD, FrameSender, pack, unpack
+from kamacache.cluster.stream import LINK_METHOD, FrameSender, FrameSplitter, pack
 from kamacache.limits import (
     PEER_BATCH_BYTES,
     PEER_CONNECT_S,
@@ -51,12 +51,13 @@ from kamacache.limits import (
     PEER_SILENCE_S,
     PEER_TELL_S,
 )
-from kamacache.wire.frames import FrameError, FrameReader, frame
+from kamacache.wire.frames import FrameError, frame
 from kamacache.wire.messages import (
     FROM_PEER,
     PEEK,
     DecodeError,
     Done,
+    Draining,
     Flush,
     Ping,
     Request,
@@ -267,9 +268,9 @@ class PeerLink:
         tasks: list[asyncio.Task[None]] = []
         try:
             call: Any = channel.stream_stream(LINK_METHOD)()
-            reader = FrameReader()
+            frames = FrameSplitter()
             # In tasks, since a call that ends cancels who reads from it.
-            tasks.append(self._loop.create_task(self._greet(call, reader)))
+            tasks.append(self._loop.create_task(self._greet(call, frames)))
             await asyncio.wait(tasks, timeout=PEER_CONNECT_S)
             if not tasks[0].done():
                 return f"no answer within {PEER_CONNECT_S} s"
@@ -277,7 +278,7 @@ class PeerLink:
                 tasks[0].result()
                 sender = self._begin()
                 tasks.append(self._loop.create_task(sender.run(call.write)))
-                tasks.append(self._loop.create_task(self._receive(call, reader)))
+                tasks.append(self._loop.create_task(self._receive(call, frames)))
                 self._look()
                 self._tell()
                 self._catch_up()
@@ -315,35 +316,30 @@ class PeerLink:
         self._tell_after_s = 0.0
         return sender
 
-    async def _greet(self, call: Any, reader: FrameReader) -> None:
+    async def _greet(self, call: Any, frames: FrameSplitter) -> None:
         """Say hello, and hear who it is."""
         hello = frame(self._greeting.hello(self._clock()))
         await call.write(pack([hello], len(hello)))
-        while (body := reader.next()) is None:
-            message = await call.read()
-            if message is grpc.aio.EOF:
-                raise ConnectionResetError("the peer ended the stream at once")
-            reader.feed(unpack(message))
-        welcome = decode_reply(body)
+        message = await call.read()
+        if message is grpc.aio.EOF:
+            raise ConnectionResetError("the peer ended the stream at once")
+        welcome, *more = map(decode_reply, frames.bodies(message))
         if type(welcome) is not Welcome:
             raise FrameError("the peer did not say who it is")
         self._greeting.check(welcome)
-        self._draining = welcome.draining
+        self._draining = welcome.draining or any(type(reply) is Draining for reply in more)
 
-    async def _receive(self, call: Any, reader: FrameReader) -> None:
+    async def _receive(self, call: Any, frames: FrameSplitter) -> None:
         """Take what the peer says, until the stream ends."""
         exchange = self._exchange
         if exchange is None:
             return
-        read, take, following = call.read, exchange.take, reader.next
-        while (body := following()) is not None:  # what came with the welcome
-            take(body)
+        read, take = call.read, exchange.take
         while (message := await read()) is not grpc.aio.EOF:
             self._silence.heard = True
-            reader.feed(unpack(message))
-            while (body := following()) is not None:
+            for body in frames.bodies(message):
                 take(body)
-                del body  # a view would keep the reader's buffer from growing
+                del body  # a view would keep a buffer from growing
 
     def _drain(self) -> None:
         """The peer is about to stop. Say that we know, behind all that is on its way there."""

@@ -17,12 +17,14 @@ for longer than `PEER_SILENCE_S` on a line of 100 Mbit/s, and so would what wait
 from __future__ import annotations
 
 import asyncio
+import struct
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
 from kamacache.limits import PEER_BATCH_BYTES
-from kamacache.wire.frames import FrameError
+from kamacache.wire.frames import HEADER_BYTES, FrameError, FrameReader
+from kamacache.wire.messages import Body
 
 LINK_METHOD: Final = "/kamacache.v1.Peers/Link"
 
@@ -30,6 +32,7 @@ LARGE_BYTES: Final = 64 << 10
 SLOW_WRITE_S: Final = 0.02
 
 _TAG: Final = 0x0A  # field 1, length-delimited
+_LENGTH: Final = struct.Struct("<I")
 
 
 def pack(frames: list[bytes], size_bytes: int) -> bytes:
@@ -42,19 +45,51 @@ def pack(frames: list[bytes], size_bytes: int) -> bytes:
     return b"".join((head, *frames))
 
 
-def unpack(message: bytes) -> bytes:
-    """Return the bytes of frames in a message; `FrameError` where it is none."""
+class FrameSplitter:
+    """Cuts the messages of one direction of a stream into frames' bodies."""
+
+    __slots__ = ("_reader",)
+
+    def __init__(self) -> None:
+        self._reader: Final = FrameReader()  # of frames that go on in the next message
+
+    def bodies(self, message: bytes) -> Iterator[Body]:
+        """Yield what a message makes whole; each body before the next is asked for.
+
+        Raises `FrameError` where the message is none of frames.
+        """
+        at = _start(message)
+        end = len(message)
+        reader = self._reader
+        if not reader.held_bytes:
+            while at + HEADER_BYTES <= end:
+                length = _LENGTH.unpack_from(message, at)[0]
+                after = at + HEADER_BYTES + length
+                if after > end or not length:
+                    break
+                yield message[at + HEADER_BYTES : after]
+                at = after
+            if at == end:
+                return
+        reader.feed(message[at:])
+        while (body := reader.next()) is not None:
+            yield body
+            del body  # a view would keep the reader's buffer from growing
+
+
+def _start(message: bytes) -> int:
+    """Return where the frames in a message begin."""
+    if not message:
+        return 0
     length = shift = 0
-    if len(message) > 1 and message[0] == _TAG:
+    if message[0] == _TAG:
         for at, byte in enumerate(message[1:6], 2):
             length |= (byte & 0x7F) << shift
             shift += 7
             if byte < 0x80:
                 if at + length == len(message):
-                    return message[at:]
+                    return at
                 break
-    elif not message:
-        return message
     raise FrameError("a peer's message is no LinkFrames")
 
 

@@ -25,7 +25,7 @@ from typing import Any, Final, Protocol, cast
 
 import grpc
 
-from kamacache.cluster.stream import FrameSender, unpack
+from kamacache.cluster.stream import FrameSender, FrameSplitter
 from kamacache.errors import ConfigError, KamaCacheError, to_fields
 from kamacache.front.engine import Engine
 from kamacache.front.splitting import Split, joined_counts, joined_values
@@ -41,7 +41,7 @@ from kamacache.limits import (
 from kamacache.rundir.description import NodeDescription
 from kamacache.store.entries import Entry
 from kamacache.v1 import kamacache_pb2 as pb
-from kamacache.wire.frames import FrameError, FrameReader, frame
+from kamacache.wire.frames import FrameError, frame
 from kamacache.wire.messages import (
     FROM_PEER,
     PEEK,
@@ -175,7 +175,7 @@ class PeerStream:
         self._context: Final = context
         self._loop: Final = loop
         self._sender: Final = FrameSender(loop)
-        self._reader: Final = FrameReader()
+        self._frames: Final = FrameSplitter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending = asyncio.Event()
         self._last_asked = False  # by a peer that knows that this node drains
@@ -234,13 +234,12 @@ class PeerStream:
     # -- reading ---------------------------------------------------------------------------
 
     async def _read(self) -> None:
-        read, following, serve = self._context.read, self._reader.next, self._serve
+        read, bodies, serve = self._context.read, self._frames.bodies, self._serve
         sender, tasks = self._sender, self._tasks
         while (message := await read()) is not grpc.aio.EOF:
-            self._reader.feed(unpack(message))
-            while (body := following()) is not None:
+            for body in bodies(message):
                 serve(body)
-                del body  # a view would keep the reader's buffer from growing
+                del body  # a view would keep a buffer from growing
                 if sender.waiting_bytes > PEER_UNSENT_BYTES_MAX:
                     await sender.room(PEER_UNSENT_BYTES_MAX)
                 while len(tasks) >= PEER_REQUESTS_MAX:

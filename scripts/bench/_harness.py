@@ -323,7 +323,10 @@ def clean_environment(**more: str) -> dict[str, str]:
 def running_node(
     folder: Path, *flags: str, groups: Sequence[str] = (), workers: int = 8
 ) -> Iterator[RunningNode]:
-    """Run `kamacache-node` until the end of the block, with these groups (name:size)."""
+    """Run `kamacache-node` until the end of the block, with these groups (name:size).
+
+    In a flag, ``{address}`` stands for where it listens.
+    """
     run_dir = folder / "run"
     address = f"127.0.0.1:{free_port()}"
     command = [
@@ -334,7 +337,7 @@ def running_node(
         f"--listen={address}",
         f"--run-dir={run_dir}",
         *(f"--group={group}" for group in groups),
-        *flags,
+        *(flag.replace("{address}", address) for flag in flags),
     ]
     log_path = folder / "node.log"
     with log_path.open("w") as log:
