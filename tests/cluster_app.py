@@ -201,5 +201,5 @@ if PLACE in os.environ:
             negative_ttl=60,
             mirror_ttl=SHORT_MIRROR_TTL_S,
         ),
-        kamacache.Group("plain", cache_bytes="2MiB"),
+        kamacache.Group("plain", cache_bytes="16MiB"),
     ]

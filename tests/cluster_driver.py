@@ -31,6 +31,7 @@ from tests.node_process import ROOT
 
 ANSWER_S = 40.0
 ERRORS_MAX = 200  # kept in full by one process
+FAILED_PAUSE_S = 0.05  # before a caller whose call failed makes the next
 SIZES = (0, 0, 0, 50, 700, 9_000)  # of what a value has beyond its name
 
 
@@ -282,8 +283,8 @@ class Caller:
         self._count += 1
         return make_value(f"{self.name}:{self._count}", self._draw.choice(SIZES))
 
-    def run(self, cache: Cache, plan: Plan) -> None:
-        """Do an operation by blocking calls."""
+    def run(self, cache: Cache, plan: Plan) -> bool:
+        """Do an operation by blocking calls; tell whether it was answered."""
         timeout = self.work.timeout_s
         stores = self._store(plan)
         start = now()
@@ -303,9 +304,10 @@ class Caller:
         except kamacache.KamaCacheError as caught:
             error = caught
         self._done(plan, stores, start, now(), got, error)
+        return error is None
 
-    async def arun(self, group: kamacache.Group, plan: Plan) -> None:
-        """Do an operation on the event loop."""
+    async def arun(self, group: kamacache.Group, plan: Plan) -> bool:
+        """Do an operation on the event loop; likewise."""
         timeout = self.work.timeout_s
         stores = self._store(plan)
         start = now()
@@ -326,6 +328,7 @@ class Caller:
         except kamacache.KamaCacheError as caught:
             error = caught
         self._done(plan, stores, start, now(), got, error)
+        return error is None
 
     def _store(self, plan: Plan) -> list[tuple[float, float]]:
         """Write to the database first; return when, for each key."""
@@ -396,8 +399,8 @@ def run_threads(
 
     def run(caller: Caller) -> None:
         while not until():
-            caller.run(cache, caller.plan())
-            time.sleep(caller.work.pause_s)
+            good = caller.run(cache, caller.plan())
+            time.sleep(caller.work.pause_s if good else FAILED_PAUSE_S)
 
     threads = [threading.Thread(target=run, args=(caller,), daemon=True) for caller in callers]
     for thread in threads:
@@ -412,8 +415,8 @@ async def run_tasks(
 
     async def run(caller: Caller) -> None:
         while not until():
-            await caller.arun(group, caller.plan())
-            await asyncio.sleep(caller.work.pause_s)
+            good = await caller.arun(group, caller.plan())
+            await asyncio.sleep(caller.work.pause_s if good else FAILED_PAUSE_S)
 
     await asyncio.gather(*(run(caller) for caller in callers))
 
