@@ -29,7 +29,7 @@ NOT_CHOSEN: Final = -1
 class ShardIndex:
     """Answers where a key is, and where a new one can go."""
 
-    __slots__ = ("_access", "_data", "_slots", "_words", "marks", "words")
+    __slots__ = ("_access", "_data", "_mirrors", "_slots", "_words", "marks", "words")
 
     def __init__(self, arena: Arena, marks: bytearray) -> None:
         self._data = arena.data
@@ -38,6 +38,7 @@ class ShardIndex:
         self._slots = arena.geometry.slots
         self.words = arena.index
         self.marks = marks
+        self._mirrors = bytearray()  # a byte a slot once there is a mirror
 
     def find(self, key: bytes, digest: int) -> tuple[int, int]:
         """Return ``(slot, word)`` of the key's entry, or ``(a slot for it, 0)``.
@@ -86,21 +87,39 @@ class ShardIndex:
                 slot = marks.find(0, slot + 1, first + BUCKET_SLOTS)
         return NOT_CHOSEN
 
-    def stalest(
-        self, digest: int, taken: Collection[int], wanted: Callable[[int], bool] | None = None
-    ) -> int:
+    def note_mirror(self, slot: int) -> None:
+        """Take note that a slot was given to a mirror."""
+        if not self._mirrors:
+            self._mirrors = bytearray(self._slots)
+        self._mirrors[slot] = 1
+
+    def mirror(self, digest: int, taken: Collection[int], is_mirror: Callable[[int], bool]) -> int:
+        """Return the slot of a mirror in a key's full buckets, not in ``taken``, or `NOT_CHOSEN`.
+
+        Slots that were a mirror's once are asked about: no other write keeps these notes, and they
+        begin anew with each writer, for a mirror lives for seconds.
+        """
+        noted = self._mirrors
+        for first in self._buckets(digest):
+            slot = noted.find(1, first, first + BUCKET_SLOTS)
+            while slot >= 0:
+                if slot not in taken:
+                    if is_mirror(slot):
+                        return slot
+                    noted[slot] = 0
+                slot = noted.find(1, slot + 1, first + BUCKET_SLOTS)
+        return NOT_CHOSEN
+
+    def stalest(self, digest: int, taken: Collection[int]) -> int:
         """Return the slot of a key's full buckets that was not used for longest.
 
-        Slots in ``taken`` are left alone, and those that are not ``wanted``; `NOT_CHOSEN` where
-        none is left.
+        Slots in ``taken`` are left alone; `NOT_CHOSEN` where none is left.
         """
         access = self._access
         stalest, lowest = NOT_CHOSEN, 256
         for first in self._buckets(digest):
             for slot in range(first, first + BUCKET_SLOTS):
-                if slot in taken or (wanted is not None and not wanted(slot)):
-                    continue
-                if access[slot] < lowest:
+                if slot not in taken and access[slot] < lowest:
                     stalest, lowest = slot, access[slot]
         return stalest
 

@@ -243,7 +243,8 @@ class SegmentLog:
 
     def class_at(self, place: int) -> int:
         """Return the class of the segment that holds a place."""
-        return self.class_of(((place << 3) - self._log_offset) // self._segment_bytes)
+        segment = ((place << 3) - self._log_offset) // self._segment_bytes
+        return self._words[self._table + segment * SEGMENT_WORDS + S_STATE] >> 8 & 0xFF
 
     def live_of(self, segment: int) -> int:
         """Return the bytes of live records in a segment."""

@@ -99,7 +99,7 @@ class ShardSpace:
         slot = index.choose(digest, taken)
         if slot >= 0:
             return slot
-        slot, evictions = index.stalest(digest, taken, self._is_mirror), "mirror_evictions"
+        slot, evictions = index.mirror(digest, taken, self._is_mirror), "mirror_evictions"
         if slot < 0 and not mirror:
             slot, evictions = index.stalest(digest, taken), "evictions"
         if slot >= 0:

@@ -99,9 +99,9 @@ class ShardWriter(ShardSpace):
         has passed (which removes the entry); a mirror where mirrors have no share (which removes
         it too) or no slot. Raises `ValueTooLargeError`; the old entry then stands.
         """
-        key_bytes = len(key)
-        size = (RECORD_HEADER_BYTES + key_bytes + len(value) + 7) & ~7
-        if len(value) > self._value_bytes_max or size > self._segment_bytes:
+        key_bytes, value_bytes = len(key), len(value)
+        size = (RECORD_HEADER_BYTES + key_bytes + value_bytes + 7) & ~7
+        if value_bytes > self._value_bytes_max or size > self._segment_bytes:
             self.check_size(key, value)
         if mirror and not expiry_ms:
             raise ValueError("a mirror must expire: it may have missed an invalidation")
@@ -116,7 +116,7 @@ class ShardWriter(ShardSpace):
         if self._one_class and not mirror:
             segment_class = 0
         else:
-            segment_class, old_word = self._class_for(slot, digest, old_word, mirror=mirror)
+            segment_class, old_word = self._class_for(slot, digest, old_word, mirror)
             if segment_class < 0:
                 return False
         current = segments.open[segment_class]
@@ -125,6 +125,7 @@ class ShardWriter(ShardSpace):
             current = segments.with_room(segment_class, size)
             slot, old_word = self._index.find(key, digest)  # the entry may have moved or gone
         flags = key_bytes | FLAG_NEGATIVE if negative else key_bytes
+        expiry_low = expiry_high = 0
         if expiry_ms:
             if expiry_ms <= self._clock_ms():
                 if old_word:
@@ -132,6 +133,7 @@ class ShardWriter(ShardSpace):
                 return False
             expiry_ms = min(expiry_ms, EXPIRY_MS_MAX)
             flags |= FLAG_EXPIRES
+            expiry_low, expiry_high = expiry_ms & EXPIRY_LOW_MASK, expiry_ms >> EXPIRY_LOW_SHIFT
         if version is None:
             words[H_STAMP] = stamp = self._versions.stamps(1)
         else:
@@ -141,18 +143,19 @@ class ShardWriter(ShardSpace):
         header = RECORD_HEADER.pack(
             flags,
             xxh3_64_intdigest(value, digest ^ stamp) & CHECKSUM_MASK,
-            len(value),
+            value_bytes,
             slot,
-            expiry_ms & EXPIRY_LOW_MASK,
-            stamp | expiry_ms >> EXPIRY_LOW_SHIFT,
+            expiry_low,
+            stamp | expiry_high,
         )
         word = segments.write(current, header + key + value, size, expiry_ms)
         self._publish(slot, digest >> TAG_SHIFT, word, old_word)
         if mirror:
+            self._index.note_mirror(slot)
             self._counts["mirror_puts"] += 1
         return True
 
-    def _class_for(self, slot: int, digest: int, old_word: int, *, mirror: bool) -> tuple[int, int]:
+    def _class_for(self, slot: int, digest: int, old_word: int, mirror: bool) -> tuple[int, int]:
         """Return the class of segment for a record, or -1, and the entry that it replaces.
 
         It is the entry's own class, or what the policy admits a new key to.

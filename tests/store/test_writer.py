@@ -29,6 +29,8 @@ from kamacache.store.layout import (
 from tests.store.crashing import Crash, Fuse, fused
 from tests.store.shards import SEED, Shard, check_accounting, live_by_segment
 
+LATER_MS = 1 << 39
+
 
 @pytest.fixture(params=EVICTIONS)
 def shard(request: pytest.FixtureRequest) -> Shard:
@@ -362,24 +364,38 @@ def prepared(eviction: str, puts: int) -> Shard:
             shard.writer.delete(b"%08d" % (number % 400 - 3))
         if number % 3 == 0:
             shard.writer.get(b"%08d" % (number % 50))
+    for number in range(500):  # the mirrors' share is full
+        shard.writer.put(b"mirror-%d" % number, b"m" * 100, LATER_MS, mirror=True)
     return shard
 
 
 @pytest.mark.parametrize("eviction", EVICTIONS)
-@pytest.mark.parametrize("operation", ["put new", "put over", "delete", "roll"])
+@pytest.mark.parametrize(
+    "operation",
+    ["put new", "put over", "mirror over", "put over mirror", "delete", "drop", "roll", "mirrors"],
+)
 def test_death_at_every_store_leaves_the_old_or_the_new_and_nothing_else(
     eviction: str, operation: str
 ) -> None:
     shard = prepared(eviction, 6_000)
     data, access = bytes(shard.arena.data), bytes(shard.arena.access)
     before = {key: value for key, value, _ in shard.writer.walk()}
-    chosen = next(iter(before))
+    chosen = next(key for key in before if key.startswith(b"0"))
+    if operation in ("put over mirror", "drop"):
+        chosen = next(key for key in before if key.startswith(b"mirror-"))
+    later = shard.writer.last_version + 1
     steps: dict[str, Callable[[ShardWriter], object]] = {
         "put new": lambda writer: writer.put(b"new", b"n" * 200),
         "put over": lambda writer: writer.put(chosen, b"n" * 200),
+        "mirror over": lambda writer: writer.put(chosen, b"n" * 200, LATER_MS, mirror=True),
+        "put over mirror": lambda writer: writer.put(chosen, b"n" * 200),
         "delete": lambda writer: writer.delete(chosen),
+        "drop": lambda writer: writer.drop_older(chosen, later),
         # Fills a segment, so that victims are cleaned and their records moved.
         "roll": lambda writer: [writer.put(b"roll-%d" % n, b"n" * 900) for n in range(6)],
+        "mirrors": lambda writer: [
+            writer.put(b"roll-%d" % n, b"n" * 900, LATER_MS, mirror=True) for n in range(6)
+        ],
     }
     for stores in itertools.count():
         shard.arena.data[:] = data
@@ -395,17 +411,18 @@ def test_death_at_every_store_leaves_the_old_or_the_new_and_nothing_else(
         successor = shard.open_writer()
         check_accounting(successor, crashed=True)
         for key, value, _ in successor.walk():
-            new = operation in ("put over", "put new") and key in (b"new", chosen)
+            new = "put" in operation or operation == "mirror over"
+            new &= key in (b"new", chosen)
             allowed = {before.get(key), b"n" * 200 if new else None}
             if key.startswith(b"roll-"):
                 allowed = {b"n" * 900}
             assert value in allowed
             assert shard.lookup.get(key) == value
         lost = [key for key in before if successor.get(key) is None]
-        if operation == "delete":
+        if operation in ("delete", "drop"):
             assert set(lost) <= {chosen}
             assert not finished or lost == [chosen]
-        elif finished and operation == "put over":
+        elif finished and "over" in operation:
             assert successor.get(chosen) == b"n" * 200
         # The next writer works on for more than a whole round of the log.
         if stores % 5 == 0:

@@ -66,6 +66,11 @@ class Operations:
         start = digest >> 40 & 0xFFFF
         return (digest.to_bytes(8, "little") + BLOB[start : start + size])[:size]
 
+    @classmethod
+    def mirror(cls, k: int, n: int) -> bool:
+        """Tell whether operation n stores its answer as a mirror."""
+        return cls.ttl_ms(k, n) > 0 and n % 2 == 1
+
     @staticmethod
     def ttl_ms(k: int, n: int) -> int:
         """Return the time to live of operation n; 0 for none."""

@@ -87,12 +87,15 @@ def write(
         expiry_ms = boottime_ms() + ttl_ms if ttl_ms else 0
         words[journal.expiry(k, n)] = expiry_ms
         words[journal.attempt(k)] = n
-        if answer is None:
+        mirror = operations.mirror(k, n)
+        if answer is None and n % 2:
+            writer.drop_older(key, writer.now())
+        elif answer is None:
             writer.delete(key)
         elif isinstance(answer, bytes):
-            writer.put(key, answer, expiry_ms)
+            writer.put(key, answer, expiry_ms, mirror=mirror)
         else:
-            writer.put(key, b"", expiry_ms, negative=True)
+            writer.put(key, b"", expiry_ms, negative=True, mirror=mirror)
         words[journal.acknowledged(k)] = n
         done += 1
         if done % 500 == 0:
@@ -154,9 +157,14 @@ def check_adopted(setting: Setting, writer: ShardWriter, journal: Journal) -> li
         answer = writer.get(operations.key(k))
         if answer is not None:
             since = journal.words[journal.acknowledged(k)]
-            _, found = journal.judge(operations, k, answer, since, now_ms)
+            n, found = journal.judge(operations, k, answer, since, now_ms)
             if found:
                 wrong.append(f"key {k}: {found}")
+            held = writer.held(operations.key(k))
+            # A value of 8 bytes says of which operation it is.
+            whole = held is not None and held.value is not None and len(held.value) >= 8
+            if held is not None and whole and held.mirror is not operations.mirror(k, n):
+                wrong.append(f"key {k}: mirror is {held.mirror} after operation {n}")
     try:
         check_accounting(writer, crashed=True)
     except AssertionError as error:
@@ -176,6 +184,7 @@ def adopt(setting: Setting) -> tuple[ShardWriter, dict[str, object]]:
         "open_s": open_s,
         "items": stats["items"],
         "drift_bytes": stats["live_bytes"] - live_bytes,
+        "mirror_bytes": stats["mirror_bytes"],
         "wrong": check_adopted(setting, writer, journal),
     }
     return writer, report

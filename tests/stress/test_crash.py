@@ -57,5 +57,6 @@ def test_a_writer_killed_at_any_moment_leaves_nothing_wrong(
     assert max(opens_s) < OPEN_S_MAX
     # The shard was taken over each time, not made anew, and readers went on hitting.
     assert all(report["items"] > 0 for report in reports[2:])
+    assert any(report["mirror_bytes"] > 0 for report in reports[2:])
     assert all(reader["hits"] > 1_000 for reader in found)
     assert max(report["drift_bytes"] for report in reports) < geometry.log_bytes // 4
