@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from kamacache.agent.publisher import Publisher
+from kamacache.cluster.environment import set_grpc_environment
 from kamacache.cluster.membership import Member
 from kamacache.errors import ConfigError
 from kamacache.limits import (
@@ -45,6 +46,7 @@ def run(context: RoleContext) -> None:
 
     Raises `ConfigError` where the source cannot be followed, before it has said that it is ready.
     """
+    set_grpc_environment()  # etcd's client loads grpc
     import uvloop
 
     uvloop.run(_run(context))

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from kamacache.cluster.discovery.urls import parse_source
 from kamacache.cluster.membership import Member, check_address, make_membership
 from kamacache.errors import ConfigError
 from kamacache.node.address import Address
@@ -67,6 +68,8 @@ def find_place(
     if listen is None:
         _refuse_deaf(peers, discover, advertise)
         return Place()
+    if discover:
+        parse_source(discover)  # refuses what is no such URL; the agent, what its source cannot
     members = tuple(check_address(peer, "peers") for peer in peers)
     grouped = bool(members or discover)
     name: str | None

@@ -196,7 +196,7 @@ def test_source_that_cannot_work_ends_the_node_with_78_at_once(
     node = cluster.start("--discover", url, ready=False)
     assert node.await_end() == 78
     assert says in node.log.splitlines()[-1]
-    assert node.log.count("could not start") <= 2  # told once, and why the node ends
+    assert node.log.count("could not start") in (0, 2)  # told once, and why the node ends
 
 
 def test_agent_leaves_before_the_fronts_refuse(cluster: Cluster, wait_until: WaitUntil) -> None:

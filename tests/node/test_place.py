@@ -94,6 +94,7 @@ def test_scoped_address_is_no_name_for_others() -> None:
         ({"peers": ["127.0.0.1:8001", "a:1=none"]}, "weight in 'a:1=none'"),
         ({"peers": ["127.0.0.1:8001", "0.0.0.0:1"]}, "peers: '0.0.0.0:1' is every address"),
         ({"peers": ["127.0.0.1:8001=2"], "advertise": "127.0.0.1:8001=3"}, "leave it out"),
+        ({"discover": "zookeeper://h:1/p"}, "the scheme is not known; write .*etcd://HOST:PORT"),
         ({"advertise": "0.0.0.0:8001"}, "advertise: '0.0.0.0:8001' is every address"),
         ({"advertise": "[::]:8001"}, "is every address"),
         ({"advertise": "cache-1"}, "'cache-1' does not name a node"),
