@@ -61,6 +61,7 @@ PEER_SILENCE_S: Final = 1.2  # nothing heard for so long: the link has failed
 PEER_WRITE_S: Final = 1.2  # an owner that gets a write later than this refuses it
 PEER_RETRY_FIRST_S: Final = 0.02
 PEER_RETRY_MAX_S: Final = 0.5  # jittered down to half
+PEER_RETURN_S: Final = 1.0  # that a node which comes back with its memory waits to be asked again
 PEER_REQUESTS_MAX: Final = 4_096  # under way on one link
 PEER_UNSENT_BYTES_MAX: Final = 64 << 20  # of requests that wait on one link
 PEER_BATCH_BYTES: Final = 1 << 20  # frames of one link message, unless a single one is larger
