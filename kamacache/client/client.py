@@ -1,8 +1,12 @@
 """Client: a cluster from anywhere, over gRPC.
 
 *Process*: the application's; any thread, any event loop. A client costs nothing until the first
-call, which loads grpc and connects. *After a fork* the child's client connects anew; what the
-parent's was doing stays the parent's.
+call, which loads grpc and connects.
+
+*After a fork* the child's client connects anew; what the parent's was doing stays the parent's.
+That needs gRPC's own fork handlers, which fail while a connection of an event loop is open: its
+poller is in gRPC all the time. The child of such a fork would crash inside gRPC, now or later
+(grpcio 1.85.1: most did), so that there every call raises instead.
 """
 
 from __future__ import annotations
@@ -224,6 +228,8 @@ class Client:
     def _check_open(self) -> None:
         if self._closed:
             raise KamaCacheError("this client is closed")
+        if _why_not is not None:
+            raise KamaCacheError(_why_not)
 
     # -- the end --------------------------------------------------------------------------------
 
@@ -276,6 +282,10 @@ class Client:
     ) -> None:
         await self.aclose()
 
+    def _connected(self) -> tuple[bool, bool]:
+        """Tell whether threads have connections, and whether event loops have."""
+        return self._threads is not None, bool(self._loops)
+
     def _after_fork(self) -> None:
         self._lock = threading.Lock()
         # The parent's channels: closing them here could wait for threads that only it has.
@@ -293,11 +303,38 @@ def _check_seed(text: object) -> Any:
 
 _LIVE: Final[weakref.WeakSet[Client]] = weakref.WeakSet()
 _ABANDONED: Final[list[object]] = []
+_FORK_SUPPORT: Final = "GRPC_ENABLE_FORK_SUPPORT"
+_why_not: str | None = None  # why gRPC cannot be used in this process
 
 
 def _after_fork_in_child() -> None:
-    for client in list(_LIVE):
+    global _why_not
+    clients = list(_LIVE)
+    connected = [client._connected() for client in clients]
+    if any(loops for _, loops in connected):
+        _why_not = (
+            "this process was forked while a client had connections of an event loop, which gRPC "
+            "does not survive; await aclose() before the fork, fork before the first call, or "
+            "start the process by spawn"
+        )
+    elif any(threads for threads, _ in connected) and not _fork_support():
+        _why_not = (
+            f"this process was forked after a client had connected, and {_FORK_SUPPORT} is off; "
+            "leave it unset, fork before the first call, or start the process by spawn"
+        )
+    for client in clients:
         client._after_fork()
+
+
+def _fork_support() -> bool:
+    return os.environ.get(_FORK_SUPPORT, "1").strip().lower() in (
+        "1",
+        "true",
+        "yes",
+        "on",
+        "t",
+        "y",
+    )
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

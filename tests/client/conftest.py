@@ -11,6 +11,9 @@ import pytest
 
 import kamacache
 from tests.client.fakes import FakeNode, Values, introduce
+from tests.cluster_nodes import make_cluster
+
+__all__ = ["make_cluster"]
 
 MakeNodes = Callable[..., list[FakeNode]]
 
