@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -48,7 +49,7 @@ class Child:
     asks_to_end: bool = False  # a SIGTERM came to the process itself
     words_fd: int = -1  # where we and the process tell each other words; -1: it is gone
     boot_deadline_s: float = 0.0
-    start_at_s: float | None = 0.0  # when to fork it; None: it runs, or must not run again
+    start_at_s: float = 0.0  # when to fork it, where it does not run
     boot_failures: int = 0
     restarts: int = 0
     failure: tuple[int, str] | None = None  # what the process said before it died
@@ -62,7 +63,7 @@ class Child:
     def forked(self, pid: int, words_fd: int, boot_deadline_s: float) -> None:
         """Note the process that now has this place."""
         self.pid, self.words_fd, self.boot_deadline_s = pid, words_fd, boot_deadline_s
-        self.ready, self.start_at_s, self.failure, self._line = False, None, None, b""
+        self.ready, self.failure, self._line = False, None, b""
         self.idle = self.asks_to_end = False
 
     def hear(self) -> bool:
@@ -140,6 +141,19 @@ def make_children(workers: int, fronts: int, *, agent: bool, http: bool) -> list
     """Return the places of a node's roles; worker i is the i-th."""
     counts: dict[Role, int] = {"worker": workers, "front": fronts, "agent": agent, "http": http}
     return [Child(role=role, index=i) for role, count in counts.items() for i in range(count)]
+
+
+def may_start(child: Child, children: Sequence[Child]) -> bool:
+    """Tell whether a place that has no process may be given one, when its time has come.
+
+    The agent comes last: what it registers, the other nodes ask, and no front that is not there
+    yet; a node that cannot start never registers.
+    """
+    if child.pid:
+        return False
+    if child.role != "agent" or child.restarts:
+        return True
+    return all(other.ready or other.restarts for other in children if other.role != "agent")
 
 
 def backoff_s(failures: int) -> float:

@@ -39,7 +39,7 @@ from kamacache.limits import (
     SERVE_UNTIL_EVERY_S,
 )
 from kamacache.node.app import probe_app
-from kamacache.node.children import Child, make_children
+from kamacache.node.children import Child, make_children, may_start
 from kamacache.node.estate import Estate, take_lock
 from kamacache.node.exits import NodeEndError, bad_config, flush_streams
 from kamacache.node.group_options import merge_groups
@@ -189,7 +189,7 @@ class Supervisor:
                 child.failure = EXIT_ROLE, f"it was not ready within {BOOT_TIMEOUT_S:g} s"
                 child.send(signal.SIGKILL)
                 child.boot_deadline_s = now_s + BOOT_TIMEOUT_S
-            elif not child.pid and child.start_at_s is not None and not self._stopping:
+            elif not self._stopping and may_start(child, self._children):
                 if now_s >= child.start_at_s:
                     self._fork(child, now_s)
                 else:

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from kamacache.limits import BOOT_FAILURES_MAX, RESTART_BACKOFF_FIRST_S, RESTART_BACKOFF_MAX_S
-from kamacache.node.children import Child, backoff_s, make_children
+from kamacache.node.children import Child, backoff_s, make_children, may_start
 from kamacache.rundir.context import FAILURE_CHARS_MAX, Role, RoleContext
 
 
@@ -62,7 +62,7 @@ def test_node_that_has_been_ready_goes_on_without_agent_and_http(role: Role) -> 
         forked(child, b"failed 78 the extra is gone\n")
         child.died(78, 100.0)
         assert not child.given_up(node_was_ready=True)
-        assert child.start_at_s is not None
+        assert child.start_at_s > 100.0
     assert child.given_up(node_was_ready=False)
 
 
@@ -90,6 +90,23 @@ def test_workers_come_first() -> None:
         "http 0",
     ]
     assert [child.name for child in make_children(1, 0, agent=False, http=False)] == ["worker 0"]
+
+
+def test_agent_starts_when_all_others_are_ready_and_once_more_at_any_time() -> None:
+    made = make_children(1, 1, agent=True, http=True)
+    worker, front, agent, http = made
+    assert [may_start(child, made) for child in made] == [True, True, False, True]
+    for child in (worker, front, http):
+        assert not may_start(agent, made)
+        forked(child, b"ready\n")
+        assert not may_start(child, made)
+    assert may_start(agent, made)
+    http.died(-9, 0.0)
+    assert may_start(agent, made)  # it was ready, and will be back
+    forked(agent, b"ready\n")
+    agent.died(-9, 0.0)
+    worker.died(-9, 0.0)
+    assert may_start(agent, made)
 
 
 def test_back_off_is_bounded() -> None:
