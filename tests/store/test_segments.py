@@ -72,6 +72,23 @@ def test_a_tail_into_which_nothing_fits_is_closed_in_the_end(log: Log) -> None:
     assert orders == sorted(orders)
 
 
+def test_mirrors_have_a_class_after_the_policy_s_and_leave_no_tail(log: Log) -> None:
+    mirrors = log.log.mirrors
+    assert mirrors == 1
+    log.log.append(mirrors, bytes(SEGMENT // 2), SEGMENT // 2, 50)
+    log.log.append(mirrors, bytes(SEGMENT - 8), SEGMENT - 8, 50)
+    assert list(log.log.closed[mirrors]) == [0]
+    assert log.log.segments_of(mirrors) == 2
+    assert log.log.mirror_bytes() == SEGMENT // 2 + SEGMENT - 8
+    log.log.close_mirrors()
+    log.log.close_mirrors()
+    assert list(log.log.closed[mirrors]) == [0, 1]
+    assert log.log.segments_of(mirrors) == 2
+    assert log.log.segments_of(0) == 0
+    assert log.log.class_of(1) == mirrors
+    assert [log.log.expired(50) for _ in range(3)] == [0, 1, None]
+
+
 def test_kill_takes_a_record_from_its_own_segment(log: Log) -> None:
     word = log.log.append(0, bytes(800), 800, 0)
     log.append(1_600)
