@@ -129,6 +129,8 @@ def test_the_supervisor_does_not_load_grpc() -> None:
 
 
 def test_a_client_loads_grpc_with_its_first_call_and_not_before() -> None:
-    program = "import kamacache\nc = kamacache.Client(['127.0.0.1:1'])\nc.group('g', codec='json')\n"
+    program = (
+        "import kamacache\nc = kamacache.Client(['127.0.0.1:1'])\nc.group('g', codec='json')\n"
+    )
     assert not belongs_to(loaded_after(program), GRPC)
     assert belongs_to(loaded_after(program + "try: c.get('g', 'k')\nexcept Exception: pass"), GRPC)
