@@ -126,8 +126,8 @@ class InvalidationQueue:
         else:
             self._put_back(told)
 
-    def restart(self) -> None:
-        """Begin with everything anew, on a new connection; what is added later comes behind it."""
+    def take_back(self) -> None:
+        """Let all that is under way wait again: the connection broke."""
         again = [*self._under_way.values(), *self._first]
         self._under_way.clear()
         self._first_under_way.clear()
@@ -139,6 +139,10 @@ class InvalidationQueue:
         for told in again:
             if type(told) is Invalidate:
                 self._put_back(told)
+
+    def restart(self) -> None:
+        """Begin with everything anew, on a new connection; what is added later comes behind it."""
+        self.take_back()
         while (cut := self._cut()) is not None:
             self._first.append(cut)
 

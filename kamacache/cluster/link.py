@@ -43,7 +43,7 @@ from kamacache.cluster.invalidations import InvalidationQueue
 from kamacache.cluster.silence import Silence, Verdict
 from kamacache.cluster.stream import LINK_METHOD, FrameSender, FrameSplitter, pack
 from kamacache.limits import (
-    PEER_BATCH_BYTES,
+    FRAME_BYTES_MAX,
     PEER_CONNECT_S,
     PEER_LOOK_EVERY_S,
     PEER_REFUSED_RETRY_S,
@@ -74,8 +74,7 @@ CHANNEL_OPTIONS: Final[list[tuple[str, Any]]] = [
     ("grpc.enable_retries", 0),  # else gRPC keeps copies of what it sent
     ("grpc.enable_http_proxy", 0),
     ("grpc.service_config_disable_resolution", 1),
-    ("grpc.max_receive_message_length", PEER_BATCH_BYTES + (64 << 10)),
-    ("grpc.max_send_message_length", PEER_BATCH_BYTES + (64 << 10)),
+    ("grpc.max_receive_message_length", FRAME_BYTES_MAX + (64 << 10)),
 ]
 TELLS_MAX: Final = 4  # invalidations under way; what comes meanwhile goes together in the next
 CLOSED: Final = "closed"
@@ -218,7 +217,7 @@ class PeerLink:
 
     def _told(self, exchange: Exchange, ticket: int, outcome: Outcome) -> None:
         if exchange is not self._exchange:
-            return  # of an earlier stream: `restart` has, or will have, taken it back
+            return  # of an earlier stream: it was taken back
         if type(outcome) is Done:
             self._invalidations.acknowledged(ticket)
         else:  # such as from a worker of the peer's that restarts
@@ -406,6 +405,7 @@ class PeerLink:
             self._counts["messages"] += sender.messages
             self._counts["bytes"] += sender.bytes_written
             exchange.lose()
+            self._invalidations.take_back()
 
     def _settle(self) -> None:
         """Let those go on who wait for the first try's end."""

@@ -22,6 +22,7 @@ BENCHMARKS = (
     "readers_scale",
     "local_set",
     "front",
+    "peer_link",
     "memory",
     "eviction",
     "startup",
