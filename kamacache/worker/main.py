@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Final
 
 import uvloop
 
+from kamacache.cluster.environment import set_grpc_environment
 from kamacache.errors import KamaCacheError
 from kamacache.getters import Loadable
 from kamacache.limits import CONNECTIONS_MAX
@@ -131,6 +132,7 @@ class Worker:
         try:
             if about.clustered:
                 # Here and not at the top: it loads grpc.
+                set_grpc_environment()
                 from kamacache.worker.member import ClusterMember
 
                 self._member = ClusterMember(about, context.index, self._groups, self._loop)
