@@ -13,7 +13,7 @@ delete carries no value, so the address is in the key. One session is one server
 
 *Invariants*: the key is there while the session lives, whoever takes it away; every session lists
 anew, so that a broken or compacted watch misses nothing; what vanished while no session lived
-stays for ``ttl``, so that an etcd that lost its data does not empty the cluster.
+stays for ``ttl`` or `GRACE_LEAST_S`, so that an etcd that lost its data does not empty the cluster.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ from kamacache.errors import ConfigError
 from kamacache.limits import (
     DISCOVERY_LEAVE_S,
     DISCOVERY_RETRY_FIRST_S,
+    DISCOVERY_RETRY_MAX_S,
 )
 
 TTL_S: Final = 10
 TTL_LEAST_S: Final = 2  # etcd's own least is about that: election timeout times 1.5
 TTL_MOST_S: Final = 3600
+GRACE_LEAST_S: Final = 2 * DISCOVERY_RETRY_MAX_S  # by then everybody has tried again
 _PREFIX: Final = re.compile(r"(/[A-Za-z0-9._-]+)+", re.ASCII)
 
 _Say = Callable[[Sequence[Member]], None]
@@ -65,9 +67,10 @@ class EtcdDiscovery:
         self._left = False
         self._registering = asyncio.Lock()  # so that leaving does not meet half a registration
         self._own_key_gone = asyncio.Event()
-        self._roster = Roster(self._ttl_s)
+        self._roster = Roster(max(self._ttl_s, GRACE_LEAST_S))
         self._report = Report(source.shown)
-        self._backoff = Backoff()
+        # Back before the lease ends, which an etcd that restarts begins anew.
+        self._backoff = Backoff(longest_s=min(DISCOVERY_RETRY_MAX_S, self._ttl_s / 2))
         self._turn = 0  # which server is, or was last, in use
 
     async def run(self, publish: _Say) -> None:

@@ -1,10 +1,10 @@
 """The six calls of etcd's v3 API that discovery needs, each bounded in time.
 
-*Process*: agent. Over the stubs that aetcd generates (`aetcd.rpc`), not over its client: that one's
-watcher awaits its own task when a watch breaks, does not notice that a server ended a watch, and
-has no bound on half of its waits. One `EtcdClient` is one channel to one server and does not come
-back: after a failure it is closed, and the next one dials anew without gRPC's own back-off, which
-grows to two minutes.
+*Process*: agent. Over the stubs that aetcd generates (`aetcd.rpc`), not over its client, whose
+watcher (aetcd 1.0) tells nobody when the server cancels a watch or ends its stream, and cannot ask
+for a watch that ends when its server has lost the others. One `EtcdClient` is one channel to one
+server and does not come back: after a failure it is closed, and the next one dials anew without
+gRPC's own back-off, which grows to two minutes.
 
 *Invariant*: every failure leaves here as a `SourceError`, cancellation of the caller excepted.
 """

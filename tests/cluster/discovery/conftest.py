@@ -89,9 +89,20 @@ def etcd(tmp_path: Path) -> Iterator[EtcdServer]:
         pytest.skip("no etcd here: apt-get install etcd-server")
     folder = tmp_path / "etcd"
     folder.mkdir()
-    server = EtcdServer(folder)
+    server = EtcdServer.begin(folder)
     yield server
     server.stop()
+
+
+@pytest.fixture
+def three_etcds(tmp_path: Path) -> Iterator[list[EtcdServer]]:
+    """An etcd cluster of three."""
+    if program("etcd") is None:
+        pytest.skip("no etcd here: apt-get install etcd-server")
+    servers = EtcdServer.begin_three(tmp_path)
+    yield servers
+    for server in servers:
+        server.stop()
 
 
 @pytest.fixture

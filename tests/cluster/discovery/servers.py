@@ -44,13 +44,23 @@ class Server:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder
             )
+        return self.wait_ready(ready)
+
+    def wait_ready(self, ready: Callable[[], bool] | None = None) -> bool:
+        """Wait until the server answers; one that does not is stopped."""
+        ready = ready or self._is_ready
         end = time.monotonic() + START_S
-        while time.monotonic() < end and self._process.poll() is None:
+        while self._process is not None and time.monotonic() < end:
+            if self._process.poll() is not None:
+                break
             if ready():
                 return True
             time.sleep(0.02)
         self.stop()
         return False
+
+    def _is_ready(self) -> bool:
+        raise NotImplementedError
 
     def log(self) -> str:
         return (self.folder / "log").read_text(errors="replace")[-4000:]
@@ -67,39 +77,66 @@ class Server:
 
 
 class EtcdServer(Server):
-    """One etcd that is its own cluster."""
+    """One member of an etcd cluster; at first its only one."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = "one") -> None:
         super().__init__(folder)
-        self.port = 0
-        self._peer_port = 0
+        self.name = name
+        self.port, self._peer_port = free_port(), free_port()
+        self.cluster = self.named
+
+    @classmethod
+    def begin(cls, folder: Path) -> EtcdServer:
+        """Start a cluster of one."""
         for _ in range(TRIES):
-            self.port, self._peer_port = free_port(), free_port()
-            if self.start():
-                return
-        raise AssertionError(f"etcd did not start:\n{self.log()}")
+            server = cls(folder)
+            if server.start():
+                return server
+        raise AssertionError(f"etcd did not start:\n{(folder / 'log').read_text()[-4000:]}")
+
+    @classmethod
+    def begin_three(cls, folder: Path) -> list[EtcdServer]:
+        """Start a cluster of three."""
+        servers: list[EtcdServer] = []
+        for turn in range(TRIES):
+            servers = [cls(folder / f"{turn}-{name}", name) for name in ("one", "two", "three")]
+            for member in servers:
+                member.folder.mkdir()
+                member.cluster = ",".join(each.named for each in servers)
+            # Only together do they become healthy.
+            for each in servers:
+                each.start(wait=False)
+            if all(each.wait_ready() for each in servers):
+                return servers
+            for each in servers:
+                each.stop()
+        raise AssertionError(f"etcd did not start:\n{servers[0].log()}")
 
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    def start(self) -> bool:
-        """Start at the same ports; with its data, where `forget` was not called."""
+    @property
+    def named(self) -> str:
+        return f"{self.name}=http://127.0.0.1:{self._peer_port}"
+
+    def start(self, *, wait: bool = True) -> bool:
+        """Start at the same ports; with its data, where it was not forgotten."""
         client, peer = f"http://{self.address}", f"http://127.0.0.1:{self._peer_port}"
         return self._start(
             [
                 program("etcd") or "etcd",
-                "--name=one",
+                f"--name={self.name}",
                 f"--data-dir={self.folder / 'data'}",
                 f"--listen-client-urls={client}",
                 f"--advertise-client-urls={client}",
                 f"--listen-peer-urls={peer}",
                 f"--initial-advertise-peer-urls={peer}",
-                f"--initial-cluster=one={peer}",
+                f"--initial-cluster={self.cluster}",
                 "--heartbeat-interval=50",
                 "--election-timeout=500",
             ],
-            self._is_ready,
+            self._is_ready if wait else lambda: True,
         )
 
     def restart(self, *, forget: bool = False) -> None:
