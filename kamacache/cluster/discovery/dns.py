@@ -32,7 +32,7 @@ from kamacache.cluster.discovery.retry import Backoff, Report, SourceError
 from kamacache.cluster.discovery.urls import Source
 from kamacache.cluster.membership import Member, check_address
 from kamacache.errors import ConfigError
-from kamacache.limits import DISCOVERY_TIMEOUT_S, WEIGHT_MAX
+from kamacache.limits import DISCOVERY_RETRY_MAX_S, DISCOVERY_TIMEOUT_S, WEIGHT_MAX
 
 EVERY_S: Final = 5.0
 EVERY_LEAST_S: Final = 0.1
@@ -51,7 +51,7 @@ class DnsDiscovery:
         self._server = _server(source)
         self._name, self._port = _name(source)
         self._report = Report(source.shown)
-        self._backoff = Backoff(longest_s=self._every_s, first_s=min(self._every_s, 0.5))
+        self._backoff = Backoff(longest_s=min(self._every_s, DISCOVERY_RETRY_MAX_S))
         # What each kind of record said last.
         self._said: dict[str, tuple[Member, ...]] = {}
 
