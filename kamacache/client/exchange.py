@@ -54,12 +54,25 @@ _TOO_LARGE: Final = frozenset({grpc.StatusCode.OUT_OF_RANGE, grpc.StatusCode.RES
 class Part:
     """Some keys of the call, on their way to one node."""
 
-    __slots__ = ("call", "keys", "look_at_s", "looked_s", "node", "sent_s", "tried", "verdict_s")
+    __slots__ = (
+        "call",
+        "keys",
+        "look_at_s",
+        "looked_s",
+        "node",
+        "sent_s",
+        "silent",
+        "tried",
+        "verdict_s",
+    )
 
-    def __init__(self, node: Node, keys: Sequence[bytes], tried: tuple[Node, ...]) -> None:
+    def __init__(
+        self, node: Node, keys: Sequence[bytes], tried: tuple[Node, ...], *, silent: bool = False
+    ) -> None:
         self.node: Final = node
         self.keys: Final = keys
         self.tried: Final = tried  # before this node
+        self.silent: Final = silent  # sent before, and not answered in the time of `patience_s`
         self.call: Any = None  # of gRPC
         self.sent_s = NEVER_S
         self.looked_s = NEVER_S  # heard since then: the node lives
@@ -106,10 +119,19 @@ class Exchange:
             if now_s >= self.deadline_s:
                 self._fail(self._too_late())
                 continue
-            part.sent_s = part.looked_s = now_s
-            part.look_at_s = now_s + self._patience_s(now_s)
+            part.sent_s = now_s
+            if part.silent:
+                self._await_verdict(part, now_s)
+            else:
+                part.looked_s = now_s
+                part.look_at_s = now_s + self.patience_s(now_s)
             self.under_way.add(part)
             yield part
+
+    def patience_s(self, now_s: float) -> float:
+        """Return how long a node may be silent before it is asked for a sign of life."""
+        left_s = self.deadline_s - now_s
+        return max(CLIENT_PATIENCE_S_MIN, min(CLIENT_PATIENCE_S, left_s / 4))
 
     @property
     def wake_s(self) -> float:
@@ -122,6 +144,14 @@ class Exchange:
             self.under_way.remove(part)
             self._nodes.answered(part.node)
             self.operation.take(part.keys, reply)
+
+    def unanswered(self, part: Part) -> None:
+        """Have a part sent again, to a node of which nothing was heard in `patience_s`."""
+        self.under_way.remove(part)
+        self._nodes.want_probe(part.node)
+        again = Part(part.node, part.keys, part.tried, silent=True)
+        again.looked_s = part.sent_s  # the sign may come before the part is sent
+        self._waiting.append(again)
 
     def failed(self, part: Part, code: Any, error: KamaCacheError) -> None:
         """Take a failure: move the part on, cut it in two, or end with the error."""
@@ -170,23 +200,23 @@ class Exchange:
         if node.heard_s > part.looked_s:
             part.looked_s, part.verdict_s = node.heard_s, None
         elif part.verdict_s is None:
-            # A quarter of the time left for the sign: then there is some for another node.
             self._nodes.want_probe(node)
-            part.verdict_s = now_s + min(CLIENT_PROBE_S, max(0.0, self.deadline_s - now_s) / 4)
+            self._await_verdict(part, now_s)
         elif now_s >= part.verdict_s:
             if node.probe_until_s <= now_s:
                 self._nodes.lost(node, part.sent_s, silent=True)
             self._move(part, _silent(node))
             return True
-        wait_s = self._patience_s(now_s)
-        part.look_at_s = now_s + wait_s if part.verdict_s is None else part.verdict_s
+        if part.verdict_s is None:
+            part.look_at_s = now_s + self.patience_s(now_s)
         if now_s < self.deadline_s:
             part.look_at_s = min(part.look_at_s, self.deadline_s + REPLY_GRACE_S)
         return False
 
-    def _patience_s(self, now_s: float) -> float:
-        left_s = self.deadline_s - now_s
-        return max(CLIENT_PATIENCE_S_MIN, min(CLIENT_PATIENCE_S, left_s / 4))
+    def _await_verdict(self, part: Part, now_s: float) -> None:
+        # A quarter of the time left for the sign: then there is some for another node.
+        wait_s = min(CLIENT_PROBE_S, max(0.0, self.deadline_s - now_s) / 4)
+        part.look_at_s = part.verdict_s = now_s + wait_s
 
     def _move(self, part: Part, error: KamaCacheError) -> None:
         self.under_way.remove(part)
