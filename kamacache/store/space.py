@@ -75,8 +75,7 @@ class ShardSpace:
         self._value_bytes_max = arena.geometry.value_bytes_max
         self._log = SegmentLog(arena, classes_of(eviction))
         self._policy = make_policy(eviction, arena, self._log)
-        # One more than the share while a segment is moved together; never fewer than two, or the
-        # one that fills would be the one to drop.
+        # Never one, or the segment that fills would be the one to drop.
         mirrors = int(arena.geometry.segments * mirror_share)
         self._mirror_segments = max(mirrors, 2) if mirror_share else 0
         self._one_class = self._policy.classes == 1

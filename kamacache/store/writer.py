@@ -97,7 +97,8 @@ class ShardWriter(ShardSpace):
         ``expiry_ms`` is absolute, on CLOCK_BOOTTIME; 0 is never, and not for a ``mirror``, another
         node's entry. Not stored, with False: a ``version`` below the entry's own; an expiry that
         has passed (which removes the entry); a mirror where mirrors have no share (which removes
-        it too) or no slot. Raises `ValueTooLargeError`; the old entry then stands.
+        it too) or no slot. Whatever is not refused for its version is later than all before it:
+        `last_version` tells. Raises `ValueTooLargeError`; the old entry then stands.
         """
         key_bytes, value_bytes = len(key), len(value)
         size = (RECORD_HEADER_BYTES + key_bytes + value_bytes + 7) & ~7
@@ -128,9 +129,7 @@ class ShardWriter(ShardSpace):
         expiry_low = expiry_high = 0
         if expiry_ms:
             if expiry_ms <= self._clock_ms():
-                if old_word:
-                    self._drop(slot, old_word & PLACE_MASK)
-                return False
+                return self._remove(slot, old_word)
             expiry_ms = min(expiry_ms, EXPIRY_MS_MAX)
             flags |= FLAG_EXPIRES
             expiry_low, expiry_high = expiry_ms & EXPIRY_LOW_MASK, expiry_ms >> EXPIRY_LOW_SHIFT
@@ -167,11 +166,22 @@ class ShardWriter(ShardSpace):
             segment_class = self._log.class_at(old_word & PLACE_MASK)
             if segment_class != mirrors:
                 return segment_class, old_word
-        if old_word:
-            # A mirror's hits promote nothing: to the policy the key is new. And what is outdated
-            # must not stay because mirrors have no share.
+        if mirror:
+            self._remove(slot, old_word)
+            return -1, 0
+        if old_word:  # a mirror, whose hits promote nothing: to the policy the key is new
             self._drop(slot, old_word & PLACE_MASK)
-        return -1 if mirror else self._policy.admit(digest), 0
+        return self._policy.admit(digest), 0
+
+    def _remove(self, slot: int, old_word: int) -> bool:
+        """Drop the entry that a put replaces by nothing; return False, for nothing is stored.
+
+        It is outdated all the same, and this write too is after all before it.
+        """
+        if old_word:
+            self._drop(slot, old_word & PLACE_MASK)
+        self.now()
+        return False
 
     def put_many(self, items: Sequence[tuple[bytes, bytes]], expiry_ms: int = 0) -> None:
         """Store values of distinct keys, as `put` does one by one, at about half its cost.

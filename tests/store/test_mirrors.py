@@ -349,6 +349,17 @@ def test_what_was_observed_is_below_all_that_follows_also_after_a_restart(shard:
     assert shard.open_writer().now() == ahead + 2
 
 
+def test_a_put_that_stores_nothing_is_a_write_later_than_all_before_it(shard: Shard) -> None:
+    shard.mirror_share = 0
+    writer = shard.open_writer()
+    before = writer.now()
+    writer.put(b"k", b"v", shard.clock.now_ms)
+    assert before < writer.last_version
+    before = writer.last_version
+    assert not mirror(shard, b"k")
+    assert before < writer.last_version
+
+
 @pytest.mark.parametrize("version", [-1, VERSION_MAX + 1])
 def test_a_version_that_no_clock_issues_is_refused_and_changes_nothing(
     shard: Shard, version: int

@@ -365,7 +365,7 @@ def prepared(eviction: str, puts: int) -> Shard:
         if number % 3 == 0:
             shard.writer.get(b"%08d" % (number % 50))
     for number in range(500):  # the mirrors' share is full
-        shard.writer.put(b"mirror-%d" % number, b"m" * 100, LATER_MS, mirror=True)
+        shard.writer.put(b"mirror-%d" % number, b"m" * 700, LATER_MS, mirror=True)
     return shard
 
 
