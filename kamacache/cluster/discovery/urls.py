@@ -30,7 +30,7 @@ FORMS: Final = {
     "nacos": "nacos://HOST:PORT,HOST:PORT/SERVICE?namespace=ID&group=NAME",
 }
 _SECRET: Final = re.compile(r"((?:^|[?&])password=)[^&]*", re.IGNORECASE)
-_LOGIN: Final = re.compile(r"//[^/?]*@")
+_LOGIN: Final = re.compile(r"//.*@")  # a password may hold anything: rather too much than a part
 _NO_PATH: Final = frozenset(("static", "dns"))  # what a list or a name cannot be is no path
 
 
@@ -109,10 +109,12 @@ def _servers(bare: Source, authority: str) -> tuple[str, ...]:
         return ()
     found = []
     for text in filter(None, authority.split(",")):
-        server = check_address(text, "discover")
+        try:
+            found.append(check_address(text, "discover").address)
+        except ConfigError:  # its text may be half a login
+            raise bare.refused("each server must be HOST:PORT") from None
         if "=" in text:
-            raise bare.refused(f"a server has no weight: {text!r}")
-        found.append(server.address)
+            raise bare.refused("a server has no weight")
     if not 1 <= len(found) <= DISCOVERY_SERVERS_MAX:
         raise bare.refused(f"it must name 1 to {DISCOVERY_SERVERS_MAX} servers")
     return tuple(dict.fromkeys(found))

@@ -326,6 +326,32 @@ async def test_leaving_an_etcd_that_is_down_ends_in_time(etcd: EtcdServer, follo
     assert time.monotonic() - begun < 6
 
 
+async def test_a_login_is_done_anew_for_each_session(
+    etcd: EtcdServer, follow: Follow, client: EtcdClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    from aetcd import rpc
+
+    auth = rpc.AuthStub(client._channel)
+    await auth.UserAdd(rpc.AuthUserAddRequest(name="root", password="p&w+1"), timeout=5)
+    await auth.RoleAdd(rpc.AuthRoleAddRequest(name="root"), timeout=5)
+    await auth.UserGrantRole(rpc.AuthUserGrantRoleRequest(user="root", role="root"), timeout=5)
+    await auth.AuthEnable(rpc.AuthEnableRequest(), timeout=5)
+    where = url(etcd.address, ttl_s=LONG_S)
+    a = follow(f"{where}&username=root&password=p%26w+1", A)
+    await a.sees(A)
+    etcd.restart()  # forgets all tokens
+    b = follow(f"{where}&username=root&password=p%26w+1", B)
+    await a.sees(A, B)
+    await b.sees(A, B)
+    await b.stop()
+    await b.source.leave()
+    await a.sees(A)
+    stranger = follow(f"{where}&username=root&password=hush", C)
+    await until(lambda: "authentication failed" in str([vars(r) for r in caplog.records]))
+    assert not stranger.lists
+    assert "hush" not in str([vars(r) for r in caplog.records])
+
+
 async def test_keys_that_are_not_members_are_passed_over(
     etcd: EtcdServer, follow: Follow, client: EtcdClient
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
@@ -200,6 +201,14 @@ async def test_the_next_server_is_asked_when_one_does_not_answer(
     await a.stop()
     await a.source.leave()
     assert server.instances(SERVICE) == []
+
+
+async def test_a_server_that_accepts_and_says_nothing_is_passed_over(
+    server: FakeNacos, follow: Follow
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel accepts, nobody reads
+        port = silent.getsockname()[1]
+        await follow(url(f"127.0.0.1:{port}", server), A).sees(A)
 
 
 async def test_leaving_a_server_that_is_down_says_so_in_time(

@@ -106,6 +106,7 @@ def test_a_refused_url_says_what_is_expected() -> None:
         "nacos://a:1/x?Password=hush&username=u",
         "etcd://u:hush@a:1/x",
         "redis://u:hush@a:1/x",
+        "etcd://u:a/hush?b@a:1/x",
         "etcd://a:1/x?password=hush&x=1",
     ],
 )
