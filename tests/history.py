@@ -76,11 +76,15 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A time in which nodes could not tell each other; they agree ``lag_s`` after its end."""
+    """A time in which nodes could not tell each other; they agree ``lag_s`` after its end.
+
+    ``own_too``: until then even the writer's own node need not see what was written meanwhile.
+    """
 
     start: float
     end: float
     lag_s: float
+    own_too: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +101,21 @@ class Rules:
         """Return the time from which no node may return what an acknowledged write replaced."""
         latest = write.end + self.other_node_s
         for cut in self.cuts:
-            if write.start <= cut.end and write.end + self.other_node_s >= cut.start:
+            if _during(write, cut, self.other_node_s):
                 latest = max(latest, cut.end + cut.lag_s)
         return latest
+
+    def seen_here(self, write: Write) -> float:
+        """Return the time from which the writer's own node may not."""
+        latest = write.end + self.same_node_s
+        for cut in self.cuts:
+            if cut.own_too and _during(write, cut, 0.0):
+                latest = max(latest, cut.end + cut.lag_s)
+        return latest
+
+
+def _during(write: Write, cut: Cut, later_s: float) -> bool:
+    return write.start <= cut.end and write.end + later_s >= cut.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +138,7 @@ class Offence:
         lines = [
             f"illegal read of {read.key!r} at {read.node} by {read.by}: {read.value!r}",
             f"  {self.reason}",
-            f"  read    {at(read.start)} .. {at(read.end)} ms",
+            f"  read    {at(read.start)} .. {at(read.end)} ms, from {read.start:.3f} s on",
         ]
         for write in self.writes:
             stored = (
@@ -154,7 +170,7 @@ class _Replaced:
             everywhere = min(everywhere, rules.seen_everywhere(write))
             here = {
                 **here,
-                write.node: min(here.get(write.node, INFINITE), write.end + rules.same_node_s),
+                write.node: min(here.get(write.node, INFINITE), rules.seen_here(write)),
             }
             self._everywhere[at] = everywhere
             self._here[at] = here

@@ -140,6 +140,9 @@ def test_a_cut_lets_others_lag_until_it_is_healed_and_some_time_passed() -> None
     assert not wrong(writes, get("1", 64, 66, "a"), rules)
     assert wrong(writes, get("1", 65.5, 66, "a"), rules)
     assert wrong(writes, get("1", 41, 42, "b"), rules)
+    own_too = replace(rules, cuts=(Cut(35, 60, 5, own_too=True),))
+    assert not wrong(writes, get("1", 41, 42, "b"), own_too)
+    assert wrong(writes, get("1", 65.5, 66, "b"), own_too)
     before = [put("0", 1, 2, "b"), put("1", 10, 20, "b")]
     assert wrong(before, get("0", 50, 51, "a"), rules)
 

@@ -16,7 +16,7 @@ from kamacache.limits import PEER_SILENCE_S
 from tests.cluster_app import SHORT_MIRROR_TTL_S
 from tests.cluster_driver import Driver, Found, Work
 from tests.cluster_nodes import Cluster, ClusterNode, MakeCluster
-from tests.history import Journal, Rules, assert_legal, now
+from tests.history import Journal, Rules, assert_legal, now, worst_lag_s
 
 pytestmark = pytest.mark.integration
 
@@ -79,6 +79,11 @@ def test_kill_of_a_node_under_load_gives_no_wrong_value_and_no_pile_of_errors(
             judge_errors(driver, one)
     rules = Rules(other_node_s=LAG_S, unsure_s=TIMEOUT_S)
     assert_legal(journal.writes, journal.reads, rules)
+    lag_s = worst_lag_s(journal.writes, journal.reads)
+    errors = sum(
+        len(found[d].errors) for d in found if not d.name.startswith(f"node{victim.number}-")
+    )
+    print(f"agreed after {agreed_s - killed_s:.2f} s, lag {lag_s:.2f} s, {errors} errors")  # noqa: T201
     for key in steady:
         loads = cluster.database.loads(key)
         if cluster.owner(key) is not victim:
@@ -124,6 +129,7 @@ def test_kill_while_all_ask_for_the_dead_nodes_keys_loads_each_a_bounded_number_
         loads = cluster.database.loads(key)
         assert 1 <= len(loads) <= 1 + len(others), loads
     counts = [cluster.load_count(key) for key in keys]
+    print(f"loads a key: mean {statistics.mean(counts):.2f}, max {max(counts)}")  # noqa: T201
     assert statistics.mean(counts) < 3, counts
 
 
@@ -233,6 +239,33 @@ def test_an_owner_that_comes_back_has_its_keys_again_and_nothing_older_is_read(
     fresh = cluster.key_of(owner, "after")
     assert reader.group("short").get(fresh) == f"v-{fresh}"
     assert [load.node for load in cluster.database.loads(fresh)] == [owner.address]
+
+
+@pytest.mark.xfail(
+    reason="only the stand-in knows that the owner must drop what it has", strict=True
+)
+def test_an_owner_that_comes_back_when_its_stand_in_is_dead_serves_nothing_older(
+    cluster: Cluster,
+) -> None:
+    writer, owner, stand_in = cluster.nodes
+    keys = [
+        key
+        for key in islice(cluster.keys_of(owner, "twice"), 60)
+        if list(cluster.ring.owners(key.encode()))[1] == stand_in.address
+    ][:10]
+    for key in keys:
+        cluster.database.write(key, b"old")
+        owner.group("short").set(key, "old")
+    owner.hang()
+    cluster.await_unlinked(owner)
+    for key in keys:
+        cluster.database.write(key, b"new")
+        writer.group("short").set(key, "new")
+    stand_in.kill()
+    owner.go_on()
+    cluster.await_linked()
+    time.sleep(SHORT_MIRROR_TTL_S + 0.5)  # the writer's own copies are over
+    assert [writer.group("short").get(key) for key in keys] == ["new"] * len(keys)
 
 
 def read(node: ClusterNode, key: str) -> str | None:

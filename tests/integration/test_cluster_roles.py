@@ -1,0 +1,59 @@
+"""Workers and fronts of linked nodes die one by one, while all nodes read and write."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+
+from kamacache.limits import PEER_SILENCE_S
+from tests.cluster_app import SHORT_MIRROR_TTL_S
+from tests.cluster_driver import Work
+from tests.cluster_nodes import MakeCluster
+from tests.history import Journal, Rules, assert_legal, worst_lag_s
+
+pytestmark = pytest.mark.integration
+
+BUSY_S = 1.5  # what a machine with other work adds
+TIMEOUT_S = 5.0
+ROLES = ("worker 0", "worker 1", "front 0")
+
+
+def test_kill_of_workers_and_fronts_gives_no_wrong_value(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster()
+    cluster.start()
+    cluster.database.delay(0.003)
+    seed = random.randrange(1 << 32)
+    print("seed", seed)  # noqa: T201
+    draw = random.Random(seed)
+    journal = Journal()
+    keys = [f"r{number}" for number in range(15)]
+    work = Work("register", keys, threads=2, tasks=1, timeout_s=TIMEOUT_S, pause_s=0.004)
+    with cluster.drivers(1) as drivers:
+        for driver in drivers:
+            driver.begin(work)
+        time.sleep(1)
+        victims = [(node, role) for node in cluster.nodes for role in ROLES]
+        draw.shuffle(victims)
+        for node, role in victims:
+            assert node.process is not None
+            process = node.process.role(role)
+            if process is not None:
+                process.kill()
+            time.sleep(draw.choice((0.1, 0.3, 0.8)))  # no synchronisation: what varies
+        cluster.await_linked()
+        time.sleep(1)
+        found = [driver.finish(journal) for driver in drivers]
+    lag_s = worst_lag_s(journal.writes, journal.reads)
+    errors = [error for one in found for error in one.errors]
+    print(  # noqa: T201
+        f"{len(journal.reads)} reads, {len(journal.writes)} writes, {len(errors)} errors, "
+        f"lag {lag_s:.3f} s: {sorted({error['kind'] for error in errors})}"
+    )
+    rules = Rules(other_node_s=SHORT_MIRROR_TTL_S + PEER_SILENCE_S + BUSY_S, unsure_s=TIMEOUT_S)
+    assert_legal(journal.writes, journal.reads, rules)
+    assert all(one.operations > 200 for one in found)
+    assert all(error["took_s"] < TIMEOUT_S + BUSY_S for error in errors)
+    # A caller has an error where the worker that it had asked died, and not for long after.
+    assert len(errors) <= 2 * len(victims) * work.threads, errors
