@@ -1,11 +1,7 @@
-"""The client's channels, and the waiting for calls: for threads, and for one event loop.
+"""Sending a call's parts and waiting for them: for threads, and for one event loop.
 
-*Process*: the application's. *Owns*: a channel for each node that was asked. This module is loaded
-by the first call; with it comes grpc.
-
-*Invariants*: a channel belongs to one process (a fork's child makes its own) and, of grpc.aio's,
-to one event loop; one that is no longer asked is kept until the calls on it have had their time.
-Questions for the members run beside the calls, and nobody waits for them but the first call.
+*Process*: the application's. Loaded by the first call; with it comes grpc. *Invariant*: questions
+for the members run beside the calls, and nobody waits for them but the first call.
 """
 
 from __future__ import annotations
@@ -20,97 +16,15 @@ from typing import Any, Final
 
 import grpc
 
+from kamacache.client.channels import LoopChannels, ThreadChannels, believed
 from kamacache.client.exchange import Exchange, Part
-from kamacache.client.nodes import Node, Nodes, Question
-from kamacache.cluster.membership import Member, check_address
+from kamacache.client.nodes import Nodes, Question
 from kamacache.cluster.status import from_rpc
-from kamacache.errors import ConfigError, KamaCacheError, NodeUnavailableError
-from kamacache.limits import (
-    BATCH_KEYS_MAX,
-    CLIENT_JOIN_S,
-    CLIENT_PROBE_S,
-    CLIENT_RETIRE_S,
-    MEMBERS_MAX,
-    VALUE_BYTES_CEILING,
-    WEIGHT_MAX,
-)
+from kamacache.errors import KamaCacheError, NodeUnavailableError
+from kamacache.limits import CLIENT_JOIN_S, CLIENT_PROBE_S
 from kamacache.v1 import kamacache_pb2 as pb
-from kamacache.v1 import kamacache_pb2_grpc as stubs
 
-_OPTIONS: Final = (
-    # The largest reply of a node: its values, and 32 bytes for each key of a batch.
-    ("grpc.max_receive_message_length", VALUE_BYTES_CEILING + (64 << 10) + 32 * BATCH_KEYS_MAX),
-    ("grpc.enable_http_proxy", 0),  # a cache is not reached through a web proxy
-    ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new connection
-    # When to dial again is the breaker's decision (`nodes`); gRPC waits up to two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", int(CLIENT_PROBE_S * 1000)),  # how long one attempt may take
-    ("grpc.max_reconnect_backoff_ms", 500),
-)
 _SILENT: Final = grpc.StatusCode.DEADLINE_EXCEEDED
-
-
-class _Channels:
-    """A stub for each node asked."""
-
-    def __init__(self, nodes: Nodes) -> None:
-        self.nodes: Final = nodes
-        self.lock = threading.Lock()
-        self.closed = False
-        self._stubs: dict[str, tuple[int, stubs.CacheStub, Any]] = {}
-        self._retired: deque[tuple[float, Any]] = deque()
-        self._view = nodes.view.number
-
-    def connect(self, address: str) -> Any:
-        """Return a new channel."""
-        raise NotImplementedError
-
-    def end(self, channel: Any) -> None:
-        """Close one whose calls have had their time."""
-        raise NotImplementedError
-
-    def stub(self, node: Node) -> stubs.CacheStub:
-        """Return the node's stub, with a new connection where the old one is given up."""
-        known = self._stubs.get(node.address)
-        if known is not None and known[0] == node.connection:
-            return known[1]
-        with self.lock:
-            if self.closed:
-                raise KamaCacheError("this client is closed")
-            known = self._stubs.get(node.address)
-            if known is not None and known[0] == node.connection:
-                return known[1]
-            channel = self.connect(node.address)
-            made = stubs.CacheStub(channel)
-            self._stubs[node.address] = (node.connection, made, channel)
-            if known is not None:
-                self._retire(known[2])
-            return made
-
-    def tidy(self) -> None:
-        """Retire the channels to nodes that left, and close what was retired long ago."""
-        view = self.nodes.view
-        if self._view == view.number and not self._retired:
-            return
-        with self.lock:
-            self._view = view.number
-            for address in [address for address in self._stubs if address not in view.nodes]:
-                self._retire(self._stubs.pop(address)[2])
-            while self._retired and self._retired[0][0] <= time.monotonic():
-                self.end(self._retired.popleft()[1])
-
-    def _retire(self, channel: Any) -> None:
-        self._retired.append((time.monotonic() + CLIENT_RETIRE_S, channel))
-
-    def take_all(self) -> list[Any]:
-        """Make an end: return all channels, and make no new ones."""
-        with self.lock:
-            self.closed = True
-            channels = [known[2] for known in self._stubs.values()]
-            channels += [channel for _, channel in self._retired]
-            self._stubs.clear()
-            self._retired.clear()
-        return channels
 
 
 class Transport:
@@ -118,7 +32,7 @@ class Transport:
 
     def __init__(self, nodes: Nodes) -> None:
         self._nodes: Final = nodes
-        self._channels: Final = _ThreadChannels(nodes)
+        self._channels: Final = ThreadChannels(nodes)
 
     def run(self, exchange: Exchange) -> None:
         """Send the parts until the last has ended; raises the call's first error."""
@@ -220,17 +134,9 @@ class Transport:
     def _told(self, question: Question, call: Any) -> None:
         code = call.code()  # in a thread of grpc's
         if code is grpc.StatusCode.OK:
-            _believe(self._nodes, question, call.result())
+            self._nodes.members(question, *believed(call.result()))
         else:
             self._nodes.no_members(question, silent=code is _SILENT)
-
-
-class _ThreadChannels(_Channels):
-    def connect(self, address: str) -> grpc.Channel:
-        return grpc.insecure_channel(address, options=_OPTIONS)
-
-    def end(self, channel: grpc.Channel) -> None:
-        channel.close()
 
 
 class LoopTransport:
@@ -239,7 +145,7 @@ class LoopTransport:
     def __init__(self, nodes: Nodes, loop: asyncio.AbstractEventLoop) -> None:
         self._nodes: Final = nodes
         self._loop: Final = loop
-        self._channels: Final = _LoopChannels(nodes, loop)
+        self._channels: Final = LoopChannels(nodes, loop)
         self._tasks: set[asyncio.Task[None]] = set()  # questions under way, each bounded
 
     async def run(self, exchange: Exchange) -> None:
@@ -336,24 +242,9 @@ class LoopTransport:
         except (grpc.aio.UsageError, KamaCacheError):
             pass
         else:
-            _believe(self._nodes, question, reply)
+            self._nodes.members(question, *believed(reply))
             return
         self._nodes.no_members(question, silent=silent)
-
-
-class _LoopChannels(_Channels):
-    def __init__(self, nodes: Nodes, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(nodes)
-        self._loop = loop
-        self._closing: set[asyncio.Task[None]] = set()
-
-    def connect(self, address: str) -> grpc.aio.Channel:
-        return grpc.aio.insecure_channel(address, options=_OPTIONS)
-
-    def end(self, channel: grpc.aio.Channel) -> None:
-        task = self._loop.create_task(channel.close())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
 
 
 class _Bell:
@@ -403,20 +294,3 @@ def _cancel(exchange: Exchange) -> None:
     for part in exchange.under_way:
         if part.call is not None:
             part.call.cancel()
-
-
-def _believe(nodes: Nodes, question: Question, reply: pb.MembersResponse) -> None:
-    """Hand on the members that a node knows: none where they cannot be right."""
-    members = [Member(m.address, m.weight) for m in reply.members[: MEMBERS_MAX + 1]]
-    addresses = {member.address for member in members}
-    fine = len(addresses) == len(members) <= MEMBERS_MAX and all(map(_is_sane, members))
-    nodes.members(question, members if fine else (), reply.number)
-
-
-def _is_sane(member: Member) -> bool:
-    try:
-        return check_address(member.address, "members") == Member(member.address) and (
-            1 <= member.weight <= WEIGHT_MAX
-        )
-    except ConfigError:
-        return False
