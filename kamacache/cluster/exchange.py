@@ -80,6 +80,7 @@ class Exchange:
 
     __slots__ = (
         "_address",
+        "_ahead_ms",
         "_clock",
         "_counts",
         "_earliest_s",
@@ -97,14 +98,18 @@ class Exchange:
         loop: asyncio.AbstractEventLoop,
         *,
         clock: Callable[[], int],
+        ahead_ms: int,
         counts: dict[str, int],
         on_draining: Callable[[], None],
     ) -> None:
-        """``counts`` has `COUNTERS`, which are those of all lives of the stream."""
+        """``ahead_ms`` is what the peer's CLOCK_BOOTTIME is ahead of our time.monotonic(), or less.
+
+        ``counts`` has `COUNTERS`, which are those of all lives of the stream."""
         self._address: Final = address
         self._sender: Final = sender
         self._loop: Final = loop
         self._clock: Final = clock
+        self._ahead_ms: Final = ahead_ms
         self._counts: Final = counts
         self._on_draining: Final = on_draining
         self._ids = 0
@@ -137,6 +142,7 @@ class Exchange:
             return
         self._ids = request.id = ticket = self._ids + 1
         request.budget_ms = int(left_s * 1000) + 1
+        request.until_ms = int(deadline_s * 1000) + self._ahead_ms
         self._pending[ticket] = (request, done, deadline_s)
         if deadline_s < self._earliest_s:
             self._earliest_s = deadline_s

@@ -48,6 +48,7 @@ from kamacache.limits import (
     PEER_LOOK_EVERY_S,
     PEER_REFUSED_RETRY_S,
     PEER_REQUESTS_MAX,
+    PEER_RETURN_S,
     PEER_SILENCE_S,
     PEER_TELL_S,
 )
@@ -104,7 +105,7 @@ class PeerLink:
         self.address: Final = address
         self.settled = False  # the first try has ended, either way
         self.up = False  # greeted, and all invalidations answered
-        self.usable = False  # up, and the peer does not drain
+        self.usable = False  # up, and the peer neither drains nor has just come back
         self._greeting: Final = Greeting(address, end)
         self._loop: Final = loop
         self._clock: Final = clock
@@ -115,6 +116,9 @@ class PeerLink:
         self._exchange: Exchange | None = None  # as long
         self._held: list[tuple[Request, DoneCall, float]] = []  # until settled
         self._draining = False
+        self._life = ""  # of the peer's node, as it said last
+        self._ahead_ms = 0
+        self._returning: asyncio.TimerHandle | None = None  # until when it is not asked again
         self._failed: asyncio.Future[str] | None = None  # set by who finds that the stream failed
         self._silence = Silence(0.0)
         self._look_timer: asyncio.TimerHandle | None = None
@@ -306,6 +310,7 @@ class PeerLink:
             sender,
             self._loop,
             clock=self._clock,
+            ahead_ms=self._ahead_ms,
             counts=self._counts,
             on_draining=self._drain,
         )
@@ -326,7 +331,20 @@ class PeerLink:
         if type(welcome) is not Welcome:
             raise FrameError("the peer did not say who it is")
         self._greeting.check(welcome)
+        # Read before it travelled here, so it is behind by its way: the peer gives up too early.
+        self._ahead_ms = welcome.clock_ms - int(time.monotonic() * 1000)
+        if welcome.node_id == self._life:
+            # It kept its memory. Other nodes' links have to come back, too, and tell it what they
+            # wrote while they stood in for it, before anyone reads there again.
+            self._returning = self._loop.call_later(PEER_RETURN_S, self._returned)
+        self._life = welcome.node_id
         self._draining = welcome.draining or any(type(reply) is Draining for reply in more)
+
+    def _returned(self) -> None:
+        """Ask the peer again, as it has had time to hear from all others."""
+        self._returning = None
+        if self.up:
+            self._turn("")
 
     async def _receive(self, call: Any, frames: FrameSplitter) -> None:
         """Take what the peer says, until the stream ends."""
@@ -390,7 +408,7 @@ class PeerLink:
             self._logged = ""
             log.info("the link to a peer is up", extra={"peer": self.address})
         self.up = not failed
-        self.usable = self.up and not self._draining
+        self.usable = self.up and not self._draining and self._returning is None
         if self.up and not self.settled:
             self._settle()
         elif (self.up, self.usable) != (was_up, was_usable):
@@ -401,6 +419,9 @@ class PeerLink:
         sender, self._sender = self._sender, None
         exchange, self._exchange = self._exchange, None
         self._draining = False
+        if self._returning is not None:
+            self._returning.cancel()
+            self._returning = None
         if sender is not None and exchange is not None:
             self._counts["messages"] += sender.messages
             self._counts["bytes"] += sender.bytes_written

@@ -25,6 +25,7 @@ from typing import Any, Final, Protocol, cast
 
 import grpc
 
+from kamacache.clock import boottime_ms
 from kamacache.cluster.stream import FrameSender, FrameSplitter
 from kamacache.errors import ConfigError, KamaCacheError, to_fields
 from kamacache.front.engine import Engine
@@ -137,7 +138,14 @@ class PeersServicer:
         """Answer who says hello, and tell the workers that it is there."""
         if hello.node_id != self.about.epoch and not self.draining:
             self._tell_workers(hello.node)
-        return Welcome(hello.id, PEER_FORMAT, self.name, self.about.epoch, self.draining)
+        return Welcome(
+            hello.id,
+            PEER_FORMAT,
+            self.name,
+            self.about.epoch,
+            draining=self.draining,
+            clock_ms=boottime_ms(),
+        )
 
     def _tell_workers(self, peer: str) -> None:
         now_s = time.monotonic()
@@ -177,6 +185,7 @@ class PeerStream:
         self._sender: Final = FrameSender(loop)
         self._frames: Final = FrameSplitter()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._room: asyncio.Future[None] | None = None  # the reading side waits for a task's end
         self._ending = asyncio.Event()
         self._last_asked = False  # by a peer that knows that this node drains
         self._peer = ""
@@ -243,7 +252,8 @@ class PeerStream:
                 if sender.waiting_bytes > PEER_UNSENT_BYTES_MAX:
                     await sender.room(PEER_UNSENT_BYTES_MAX)
                 while len(tasks) >= PEER_REQUESTS_MAX:
-                    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                    self._room = self._loop.create_future()
+                    await self._room
 
     def _serve(self, body: bytes | bytearray | memoryview) -> None:
         """Answer one request, or begin to."""
@@ -354,6 +364,9 @@ class PeerStream:
 
     def _answered(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        room, self._room = self._room, None
+        if room is not None and not room.done():
+            room.set_result(None)
         if self._last_asked and not self._tasks:
             self._ending.set()
 

@@ -37,8 +37,9 @@ class Request(msgspec.Struct, array_like=True, kw_only=True, gc=False):
     """What every request carries.
 
     ``budget_ms`` is the time the asker still waits (0: none left), ``depth`` and ``chain`` are
-    those of `kamacache.calls`, ``flags`` are `FROM_PEER` and `PEEK`. ``sent`` is the version that
-    a peer's hybrid clock stood at when it sent the request, 0 from an application.
+    those of `kamacache.calls`, ``flags`` are `FROM_PEER` and `PEEK`. Of a peer's request, ``sent``
+    is the version that its hybrid clock stood at, and ``until_ms`` the CLOCK_BOOTTIME of the
+    *receiver's* host at which the peer gives the request up; both are 0 from an application.
     """
 
     id: int = 0
@@ -48,6 +49,7 @@ class Request(msgspec.Struct, array_like=True, kw_only=True, gc=False):
     chain: tuple[ChainLink, ...] = ()
     flags: int = 0
     sent: int = 0
+    until_ms: int = 0
 
 
 class Get(Request, tag=1, kw_only=True, gc=False):
@@ -209,6 +211,7 @@ class Welcome(msgspec.Struct, array_like=True, tag=7, gc=False):
     node: str  # the answering node's own name on the ring
     node_id: str
     draining: bool
+    clock_ms: int = 0  # CLOCK_BOOTTIME of the answering node's host
 
 
 class Draining(msgspec.Struct, array_like=True, tag=8, gc=False):

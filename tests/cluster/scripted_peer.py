@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 
+from kamacache.clock import boottime_ms
 from kamacache.cluster.stream import LINK_METHOD, FrameSplitter, pack
 from kamacache.limits import PEER_BATCH_BYTES
 from kamacache.wire.frames import frame
@@ -106,7 +107,12 @@ class ScriptedPeer:
             self.hellos.append(request)
             welcome = self.welcome
             return Welcome(
-                request.id, welcome.format, welcome.node, welcome.node_id, welcome.draining
+                request.id,
+                welcome.format,
+                welcome.node,
+                welcome.node_id,
+                welcome.draining,
+                boottime_ms(),
             )
         if isinstance(request, Ping):
             self.pings += 1

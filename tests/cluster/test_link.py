@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
+from kamacache.clock import boottime_ms
 from kamacache.cluster.breaker import Breaker
 from kamacache.cluster.exchange import Outcome, PeerLostError
 from kamacache.cluster.invalidations import InvalidationQueue
@@ -23,6 +24,7 @@ from kamacache.limits import (
     PEER_CONNECT_S,
     PEER_PING_EVERY_S,
     PEER_REQUESTS_MAX,
+    PEER_RETURN_S,
     PEER_SILENCE_S,
 )
 from kamacache.wire.messages import (
@@ -263,14 +265,6 @@ async def test_slow_answers_do_not_take_the_link_down() -> None:
         assert await asking == Value(1, b"at last")
 
 
-async def test_a_link_on_which_answers_come_is_not_pinged() -> None:
-    async with both() as (peer, link):
-        end = time.monotonic() + 3 * PEER_PING_EVERY_S
-        while time.monotonic() < end:
-            await ask(link, Get(group="g", key=b"k"))
-        assert peer.pings == 0
-
-
 async def test_requests_under_way_are_bounded() -> None:
     async with both(lambda request: None) as (_, link):
         outcomes: list[Outcome] = []
@@ -356,9 +350,41 @@ async def test_when_the_stream_breaks_all_who_wait_are_told_and_it_is_dialled_ag
         await peer.start()
         await until(lambda: link.usable)
         assert isinstance(await ask(link, Get(group="g", key=b"k")), Value)
-        assert changes == [True, False, True]
+        assert changes == [True, False, False, True]  # up first, and a moment later usable
         assert link.stats()["connects"] == 2
         assert link.stats()["lost"] == 3
+
+
+async def test_a_peer_that_comes_back_with_its_memory_is_asked_again_after_a_moment() -> None:
+    async with both() as (peer, link):
+        await peer.stop()
+        await until(lambda: not link.up)
+        await peer.start()
+        await until(lambda: link.up)
+        came_s = time.monotonic()
+        assert not link.usable  # others may still have to tell it what they wrote meanwhile
+        assert isinstance(await ask(link, Get(group="g", key=b"k", flags=PEEK)), Value)
+        assert isinstance(await ask(link, Get(group="g", key=b"k")), PeerLostError)
+        await until(lambda: link.usable)
+        assert time.monotonic() - came_s > PEER_RETURN_S * 0.9
+
+
+async def test_a_peer_that_was_started_anew_is_asked_at_once() -> None:
+    async with both() as (peer, link):
+        await peer.stop()
+        await until(lambda: not link.up)
+        peer.welcome.node_id = "their next life"
+        await peer.start()
+        await until(lambda: link.up)
+        assert link.usable
+
+
+async def test_a_request_says_when_it_is_given_up_by_the_peers_clock() -> None:
+    async with both() as (peer, link):
+        before_ms = boottime_ms()
+        await ask(link, Get(group="g", key=b"k"), timeout_s=2.0)
+        (request,) = peer.requests
+        assert before_ms + 1_500 < request.until_ms <= boottime_ms() + 2_000
 
 
 async def test_what_was_not_yet_written_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,7 +405,7 @@ async def test_a_peer_that_falls_silent_is_given_up() -> None:
         began_s = time.monotonic()
         outcome = await asking
         assert isinstance(outcome, PeerLostError)
-        assert PEER_SILENCE_S * 0.9 < time.monotonic() - began_s < PEER_SILENCE_S + 3
+        assert PEER_SILENCE_S * 0.5 < time.monotonic() - began_s < PEER_SILENCE_S + 3
         assert peer.pings >= 1
         assert not link.up
 

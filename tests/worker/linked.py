@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from kamacache.clock import boottime_ms
 from kamacache.cluster.exchange import PeerLostError
 from kamacache.cluster.membership import Member, Membership
 from kamacache.cluster.peers import Peers
@@ -118,6 +119,7 @@ class DirectLink:
         request.flags |= FROM_PEER
         request.id = ticket
         request.sent = self._own.clock()
+        request.until_ms = boottime_ms() + int((deadline_s - time.monotonic()) * 1000)
         request.budget_ms = max(int((deadline_s - time.monotonic()) * 1000), 1)
         timer = loop.call_later(
             max(deadline_s - time.monotonic(), 0), self._end, ticket, DeadlineExceededError("late")
