@@ -163,9 +163,11 @@ class Exchange:
                 self._nodes.want_probe(part.node)  # the next call should know better
             self._fail(self._too_late())
         elif code in _LINK_FAILED:
+            if not isinstance(error, NodeUnavailableError):
+                error = NodeUnavailableError(str(error))
             # A worker that cannot be reached is not the node: the others of its keys are fine.
-            if getattr(error, "shard", None) is None:
-                self._nodes.lost(part.node, part.sent_s)
+            if error.shard is None:
+                self._nodes.lost(part.node, part.sent_s, str(error))
             self._move(part, error)
         else:
             self.under_way.remove(part)
@@ -204,7 +206,7 @@ class Exchange:
             self._await_verdict(part, now_s)
         elif now_s >= part.verdict_s:
             if node.probe_until_s <= now_s:
-                self._nodes.lost(node, part.sent_s, silent=True)
+                self._nodes.lost(node, part.sent_s, str(_silent(node)), silent=True)
             self._move(part, _silent(node))
             return True
         if part.verdict_s is None:
@@ -271,11 +273,10 @@ class Exchange:
         )
 
     def _nobody(self) -> NodeUnavailableError:
-        known = sorted(self._nodes.view.nodes)
-        more = f" and {len(known) - 8} more" if len(known) > 8 else ""
-        return NodeUnavailableError(
-            f"no node can be reached now; {', '.join(known[:8])}{more} failed a moment ago"
-        )
+        nodes = self._nodes.view.nodes
+        known = ", ".join(sorted(nodes)[:8]) + " and more" * (len(nodes) > 8)
+        last = max(nodes.values(), key=lambda node: node.lost_s)
+        return NodeUnavailableError(f"no node can be reached now, of {known}; the last: {last.why}")
 
 
 def _silent(node: Node) -> NodeUnavailableError:

@@ -51,6 +51,7 @@ class Node:
         "retry_at_s",
         "silent",
         "usable",
+        "why",
     )
 
     def __init__(self, address: str) -> None:
@@ -60,6 +61,7 @@ class Node:
         self.lost_s = NEVER_S  # when it was lost last
         self.failures = 0  # losses since it last answered a call
         self.silent = False  # how it was lost last: no answer at all, or a refusal
+        self.why = "not asked yet"  # it was lost last
         self.retry_at_s = NEVER_S  # lost: left alone until then
         self.probe_until_s = NEVER_S  # a probe is under way, at most until then
         self.connection = 0  # counts up where the old connection is to be given up
@@ -237,15 +239,15 @@ class Nodes:
                 node.failures = 0
                 node.usable = True
 
-    def lost(self, node: Node, sent_s: float, *, silent: bool = False) -> None:
+    def lost(self, node: Node, sent_s: float, why: str, *, silent: bool = False) -> None:
         """Take note that a call sent at ``sent_s`` failed by its link; many do at once.
 
         ``silent``: nothing was heard, so the connection may be dead without knowing it.
         """
         with self._lock:
-            self._lost(node, sent_s, silent)
+            self._lost(node, sent_s, why, silent)
 
-    def _lost(self, node: Node, sent_s: float, silent: bool) -> None:
+    def _lost(self, node: Node, sent_s: float, why: str, silent: bool) -> None:
         if node.lost_s >= sent_s:
             return  # the same failure, seen by another call
         now_s = self._clock_s()
@@ -253,15 +255,16 @@ class Nodes:
         node.lost_s = now_s
         node.failures += 1
         node.silent = silent
+        node.why = why
         node.connection += silent
         wait_s = min(CLIENT_RETRY_MAX_S, CLIENT_RETRY_FIRST_S * 2 ** min(node.failures - 1, 16))
         node.retry_at_s = now_s + wait_s * (1 + self._jitter()) / 2
         self._refresh_at_s = min(self._refresh_at_s, now_s + CLIENT_REFRESH_EVERY_S_MIN)
 
-    def no_members(self, question: Question, *, silent: bool) -> None:
+    def no_members(self, question: Question, why: str, *, silent: bool) -> None:
         """Take note that a question was not answered."""
         with self._lock:
-            self._lost(question.node, question.sent_s, silent)
+            self._lost(question.node, question.sent_s, why, silent)
             woken = self._ended(question)
         for wake in woken:
             wake()

@@ -126,8 +126,8 @@ class Transport:
         try:
             stub = self._channels.stub(question.node)
             call = stub.Members.future(pb.MembersRequest(), timeout=CLIENT_PROBE_S)
-        except (ValueError, KamaCacheError):
-            self._nodes.no_members(question, silent=False)
+        except (ValueError, KamaCacheError) as error:  # closed a moment ago
+            self._nodes.no_members(question, str(error), silent=False)
             return
         call.add_done_callback(lambda call: self._told(question, call))
 
@@ -136,7 +136,8 @@ class Transport:
         if code is grpc.StatusCode.OK:
             self._nodes.members(question, *believed(call.result()))
         else:
-            self._nodes.no_members(question, silent=code is _SILENT)
+            why = str(from_rpc(call, question.node.address))
+            self._nodes.no_members(question, why, silent=code is _SILENT)
 
 
 class LoopTransport:
@@ -233,18 +234,16 @@ class LoopTransport:
         task.add_done_callback(self._tasks.discard)
 
     async def _question(self, question: Question) -> None:
-        silent = False
         try:
             stub: Any = self._channels.stub(question.node)
             reply = await stub.Members(pb.MembersRequest(), timeout=CLIENT_PROBE_S)
         except grpc.aio.AioRpcError as error:
-            silent = error.code() is _SILENT
-        except (grpc.aio.UsageError, KamaCacheError):
-            pass
+            why = str(from_rpc(error, question.node.address))
+            self._nodes.no_members(question, why, silent=error.code() is _SILENT)
+        except (grpc.aio.UsageError, KamaCacheError) as error:  # closed a moment ago
+            self._nodes.no_members(question, str(error), silent=False)
         else:
             self._nodes.members(question, *believed(reply))
-            return
-        self._nodes.no_members(question, silent=silent)
 
 
 class _Bell:

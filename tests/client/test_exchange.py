@@ -168,7 +168,7 @@ def test_a_part_whose_node_is_lost_to_another_call_moves_too() -> None:
     call = Call(Get("g", b"k"))
     (part,) = call.send()
     call.now_s += 0.1
-    call.nodes.lost(part.node, call.now_s)
+    call.nodes.lost(part.node, call.now_s, "gone")
     assert call.wake() == [part]
 
 

@@ -85,7 +85,7 @@ def test_a_lost_nodes_keys_go_clockwise_and_come_back(make: MakeNodes, clock: Cl
     nodes = make(A, B, C)
     key = key_of(A)
     _, heir, _ = RING.owners(key)
-    nodes.lost(at(nodes, A), clock.now_s)
+    nodes.lost(at(nodes, A), clock.now_s, "gone")
     route = nodes.route(key)
     assert route is not None
     assert route.address == heir
@@ -102,7 +102,7 @@ def test_a_node_is_left_alone_ever_longer_up_to_a_bound(make: MakeNodes, clock: 
     node = at(nodes, A)
     waits_s = []
     for _ in range(40):
-        nodes.lost(node, clock.now_s)
+        nodes.lost(node, clock.now_s, "gone")
         waits_s.append(node.retry_at_s - clock.now_s)
         clock.now_s = node.retry_at_s + 0.001
         nodes.members(Question(node, clock.now_s, "probe"), [], 1)  # answers that, and no call
@@ -111,20 +111,20 @@ def test_a_node_is_left_alone_ever_longer_up_to_a_bound(make: MakeNodes, clock: 
     assert waits_s[1] == pytest.approx(CLIENT_RETRY_FIRST_S * 2)
     assert waits_s[-1] == pytest.approx(CLIENT_RETRY_MAX_S)
     nodes.answered(node)
-    nodes.lost(node, clock.now_s)
+    nodes.lost(node, clock.now_s, "gone")
     assert node.retry_at_s - clock.now_s == pytest.approx(CLIENT_RETRY_FIRST_S)
 
 
 def test_the_back_off_is_jittered_down_to_half(clock: Clock) -> None:
     nodes = Nodes((A,), clock, lambda: 0.0)
-    nodes.lost(at(nodes, A), clock.now_s)
+    nodes.lost(at(nodes, A), clock.now_s, "gone")
     assert at(nodes, A).retry_at_s - clock.now_s == pytest.approx(CLIENT_RETRY_FIRST_S / 2)
 
 
 def test_calls_that_fail_together_count_as_one_failure(make: MakeNodes, clock: Clock) -> None:
     nodes = make(A, B, C)
     for _ in range(100):
-        nodes.lost(at(nodes, A), clock.now_s - 1)
+        nodes.lost(at(nodes, A), clock.now_s - 1, "gone")
     assert at(nodes, A).failures == 1
 
 
@@ -134,7 +134,7 @@ def test_an_answer_to_an_old_question_does_not_bring_a_node_back(
     nodes = make(A, B, C)
     sent_s = clock.now_s
     clock.now_s += 1
-    nodes.lost(at(nodes, A), clock.now_s)
+    nodes.lost(at(nodes, A), clock.now_s, "gone")
     nodes.members(Question(at(nodes, A), sent_s, "probe"), [], 1)
     assert not at(nodes, A).usable
 
@@ -142,7 +142,7 @@ def test_an_answer_to_an_old_question_does_not_bring_a_node_back(
 def test_of_nodes_that_refuse_one_call_tries_each_again(make: MakeNodes, clock: Clock) -> None:
     nodes = make(A, B, C)
     for member in (A, B, C):
-        nodes.lost(at(nodes, member), clock.now_s)
+        nodes.lost(at(nodes, member), clock.now_s, "gone")
     assert nodes.route(key_of(A)) is None
     clock.now_s += CLIENT_RETRY_FIRST_S + 0.001
     tried = [nodes.route(key_of(A)) for _ in range(4)]
@@ -153,7 +153,7 @@ def test_of_nodes_that_refuse_one_call_tries_each_again(make: MakeNodes, clock: 
 def test_of_nodes_that_are_silent_no_call_waits_for_any(make: MakeNodes, clock: Clock) -> None:
     nodes = make(A, B, C)
     for member in (A, B, C):
-        nodes.lost(at(nodes, member), clock.now_s, silent=True)
+        nodes.lost(at(nodes, member), clock.now_s, "gone", silent=True)
     clock.now_s += CLIENT_RETRY_FIRST_S + 0.001
     assert nodes.route(key_of(A)) is None
     assert asked(nodes) == sorted(RING.addresses)
@@ -177,7 +177,7 @@ def test_seeds_are_asked_where_no_member_can_be(clock: Clock) -> None:
     assert nodes.route(b"Tom") is at(nodes, A)
     assert asked(nodes) == [B.address, C.address]
     for member in (B, C):
-        nodes.lost(at(nodes, member), clock.now_s)
+        nodes.lost(at(nodes, member), clock.now_s, "gone")
     assert nodes.route(b"Tom") is at(nodes, A)
 
 
@@ -191,7 +191,7 @@ def test_the_first_callers_wait_for_one_answer(clock: Clock) -> None:
     questions = nodes.join(lambda: woken.append(1))
     assert {q.node.address for q in questions} == {A.address, B.address}
     assert nodes.join(lambda: woken.append(2)) == []
-    nodes.no_members(questions[0], silent=False)
+    nodes.no_members(questions[0], "gone", silent=False)
     assert woken == []
     nodes.members(questions[1], [B, C], 1)
     assert woken == [1, 2]
@@ -204,7 +204,7 @@ def test_where_no_seed_answers_nobody_waits_longer_than_for_all(clock: Clock) ->
     nodes = Nodes((A, B), clock)
     woken: list[int] = []
     for question in nodes.join(lambda: woken.append(1)):
-        nodes.no_members(question, silent=True)
+        nodes.no_members(question, "gone", silent=True)
     assert woken == [1]
     assert nodes.join(lambda: woken.append(2)) == []
     assert woken == [1, 2]
@@ -238,7 +238,7 @@ def test_a_failure_brings_the_next_refresh_near(make: MakeNodes, clock: Clock) -
     nodes = make(A, B, C)
     for question in nodes.join(lambda: None):
         nodes.members(question, [A, B, C], 1)
-    nodes.lost(at(nodes, A), clock.now_s)
+    nodes.lost(at(nodes, A), clock.now_s, "gone")
     assert nodes.refresher() is None
     clock.now_s += CLIENT_REFRESH_EVERY_S_MIN
     found = nodes.refresher()
