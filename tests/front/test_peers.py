@@ -403,7 +403,7 @@ async def test_a_drain_with_an_idle_stream_is_quick(front: Front) -> None:
     async with linked(front) as link:
         began_s = time.monotonic()
         await asyncio.wait_for(front.server.drain(), WAIT_S)
-        assert time.monotonic() - began_s < 1.0
+        assert time.monotonic() - began_s < 5.0  # of 30
         await until(lambda: not link.up)
 
 
