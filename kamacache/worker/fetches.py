@@ -23,6 +23,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -41,6 +42,7 @@ from kamacache.errors import (
 from kamacache.limits import PEER_PEEK_S, PEER_TRIES_MAX
 from kamacache.wire.messages import PEEK, Absent, Failure, Get, GetMany, Value, Values
 from kamacache.worker.loader import Flight, Loader, Outcome, Waiter
+from kamacache.worker.repeated import RepeatedLog
 
 if TYPE_CHECKING:
     from kamacache.cluster.peers import Link, Peers
@@ -61,6 +63,8 @@ COUNTERS: Final = (
 )
 
 Chain = tuple[ChainLink, ...]
+
+log = RepeatedLog(logging.getLogger("kamacache.worker.fetches"))
 
 
 class Fetch:
@@ -101,16 +105,16 @@ class Fetch:
         link.send(request, partial(self._answered, flights, tries), self.deadline_s)
 
     def _answered(self, flights: Sequence[Flight], tries: int, outcome: Any) -> None:
-        reads = self.reads
+        kind = type(outcome)
+        if kind is Values:
+            self._take(flights, outcome, tries)
+            return
         # One that was deepened is asked for twice: the first answer counts.
         flights = [flight for flight in flights if not flight.settled]
         if not flights:
             return
-        kind = type(outcome)
         if kind is Value:
-            reads.finish(flights[0], outcome.value, outcome.ttl_ms, outcome.version)
-        elif kind is Values:
-            self._take(flights, outcome, tries)
+            self.reads.finish(flights[0], outcome.value, outcome.ttl_ms, outcome.version)
         elif kind is Failure:
             error = from_fields(outcome.kind, outcome.message, outcome.fields)
             if isinstance(error, NodeUnavailableError):  # it stops
@@ -123,12 +127,13 @@ class Fetch:
             self._again(flights, tries)
 
     def _take(self, flights: Sequence[Flight], reply: Values, tries: int) -> None:
-        by_key = {flight.key: flight for flight in flights}
+        """Take values, which are in the order of all flights that were asked for."""
         errors = {failed.index: failed for failed in reply.errors}
-        again: list[Flight] = []
+        again = [flight for flight in flights[len(reply.values) :] if not flight.settled]
         meta = len(reply.ttls) == len(reply.versions) == len(reply.values)
-        for index, (key, value) in enumerate(zip(reply_keys(flights), reply.values, strict=False)):
-            flight = by_key.pop(key)
+        for index, (flight, value) in enumerate(zip(flights, reply.values, strict=False)):
+            if flight.settled:  # it was deepened, and that answer came first
+                continue
             failed = errors.get(index)
             if failed is not None:
                 error = from_fields(failed.kind, failed.message, failed.fields)
@@ -140,7 +145,6 @@ class Fetch:
                 self.reads.finish(flight, value, reply.ttls[index], reply.versions[index])
             else:
                 self.reads.finish(flight, value, 0, 0)
-        again += by_key.values()
         if again:
             self._again(again, tries)
 
@@ -152,11 +156,6 @@ class Fetch:
         self.reads.counters["fetch_errors"] += len(flights)
         for flight in flights:
             self.reads.finish(flight, error, 0, 0)
-
-
-def reply_keys(flights: Sequence[Flight]) -> list[bytes]:
-    """Return the keys in the order in which they were asked for."""
-    return [flight.key for flight in flights]
 
 
 class Here:
@@ -268,6 +267,9 @@ class ClusterReads:
                 mirror=True,
             )
         except ValueTooLargeError:
+            return
+        except Exception:  # who waits gets the value all the same
+            log.warning("the shard refused a mirror", exc_info=True, group=self.loader.spec.name)
             return
         self.counters["mirrors_kept"] += stored
 

@@ -405,3 +405,44 @@ async def test_a_deeper_asker_of_a_fetch_asks_the_owner_from_its_depth(
     database.gate.set()
     assert await first == await second == key + b"@b:1"
     assert database.loads[key.decode()] == 1
+
+
+async def test_a_key_of_a_batch_that_is_answered_first_moves_no_value_to_another_key(
+    database: Database,
+) -> None:
+    # Only the last key of the batch waits; the first is asked for again, from a deeper getter.
+    def load(key: str) -> bytes:
+        if key == keys[2].decode():
+            database.began.set()
+            assert database.gate.wait(10)
+        return key.encode()
+
+    database.gate.clear()
+    by_name: dict[str, Node] = {}
+    a, b = (Node(name, by_name, load, handoff_s=0.0) for name in NAMES[:2])
+    for node in (a, b):
+        node.join(*NAMES[:2])
+    keys = [key for key in (b"batch-%d" % i for i in range(100)) if not a.peers.owns(key)][:3]
+    batch = asyncio.ensure_future(a.get_many(keys))
+    await until(database.began.is_set)
+    assert await a.get(keys[0], depth=1, chain=(("g", b"other"),)) == keys[0]
+    database.gate.set()
+    assert await batch == keys
+    assert [a.held(key) for key in keys] == keys
+    a.close()
+    b.close()
+
+
+async def test_a_mirror_that_cannot_be_stored_keeps_nobody_waiting(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = nodes[0]
+    keys = [b"refused-%d" % number for number in range(20)]
+
+    def put(*args: object, **kwargs: object) -> bool:
+        raise OSError("the shard is broken")
+
+    monkeypatch.setattr(a.shard, "put", put)
+    values = await a.get_many(keys)
+    assert all(v is not None and v.startswith(k) for k, v in zip(keys, values, strict=True))
+    assert not a.group.reads.fetches  # type: ignore[union-attr]
