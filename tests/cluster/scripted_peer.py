@@ -35,6 +35,7 @@ class PeerStream:
     def __init__(self, context: Any) -> None:
         self.context = context
         self.ended = asyncio.Event()
+        self._writing = asyncio.Lock()  # gRPC takes one message at a time
 
     async def send(self, *replies: Reply) -> None:
         """Send these in one message, or in as many as they need."""
@@ -45,7 +46,8 @@ class PeerStream:
 
     async def send_bytes(self, message: bytes) -> None:
         """Send a message of any bytes."""
-        await self.context.write(message)
+        async with self._writing:
+            await self.context.write(message)
 
 
 class ScriptedPeer:
