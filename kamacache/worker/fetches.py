@@ -179,6 +179,9 @@ class ClusterReads:
         self.loader: Final = loader
         self.peers: Final = peers
         self.fetches: dict[bytes, Flight] = {}
+        # Keys that this node sets at another: how many times now, and the latest version that was
+        # heard of meanwhile. Only the answer that tells of that version may be kept as a mirror.
+        self.setting: dict[bytes, list[int]] = {}
         self.counters: dict[str, int] = dict.fromkeys(COUNTERS, 0)
         loader.owns = self._owns
         loader.mirror_ttl_ms = loader.spec.mirror_ttl_ms
@@ -227,10 +230,30 @@ class ClusterReads:
         if self.fetches.pop(key, None) is not None:
             self.counters["fetches_detached"] += 1
 
-    def detach_all(self) -> None:
-        """Let no load or fetch under way store anything."""
+    def detach_all(self, version: int) -> None:
+        """Let no load or fetch under way store anything, nor a set of a lower version."""
         for key in [*self.loader.flights, *self.fetches]:
             self.detach(key)
+        for key in self.setting:
+            self.written(key, version)
+
+    def written(self, key: bytes, version: int) -> None:
+        """Take note of a write: the answer to an older set may still be on its way."""
+        noted = self.setting.get(key)
+        if noted is not None and version > noted[1]:
+            noted[1] = version
+
+    def set_begins(self, key: bytes) -> None:
+        """Take note of writes of a key from now on; `set_ends` comes once for each."""
+        self.setting.setdefault(key, [0, 0])[0] += 1
+
+    def set_ends(self, key: bytes) -> int:
+        """Return the latest version that was heard of."""
+        noted = self.setting[key]
+        noted[0] -= 1
+        if not noted[0]:
+            del self.setting[key]
+        return noted[1]
 
     @property
     def busy(self) -> bool:

@@ -20,6 +20,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -62,6 +63,8 @@ from kamacache.worker.replies import failure
 from kamacache.worker.waiters import Asker
 
 NOT_SENT_RETRY_S: Final = 0.005
+
+log = logging.getLogger("kamacache.worker.writes")
 
 _TO_TRY_AGAIN: Final = (PeerLostError, NodeUnavailableError, DeadlineExceededError)
 
@@ -136,9 +139,12 @@ class Writes:
         if group is None:  # a group that only some nodes have
             return Done(request.id, 0)
         check_batch(len(request.items))
-        shard, detach, dropped = group.shard, group.reads.detach, 0
+        reads = group.reads
+        assert isinstance(reads, ClusterReads)
+        shard, detach, written, dropped = group.shard, reads.detach, reads.written, 0
         for key, version in request.items:
             detach(key)
+            written(key, version)
             dropped += shard.drop_older(key, version)
         self.counters["invalidations_taken"] += len(request.items)
         return Done(request.id, dropped)
@@ -158,7 +164,7 @@ class Writes:
             for group in groups:
                 reads = group.reads
                 assert isinstance(reads, ClusterReads)
-                reads.detach_all()
+                reads.detach_all(request.version)
                 group.shard.observe(request.version)
                 start = 0
                 while start >= 0:
@@ -207,11 +213,14 @@ class Writes:
     def apply(self, group: HostedGroup, request: Request, items: Sequence[Item]) -> tuple[int, int]:
         """Store or drop here, tell the other nodes; return the count and the version."""
         ttl_ms = getattr(request, "ttl_ms", None)
+        reads = group.reads
+        assert isinstance(reads, ClusterReads)
         owned: list[tuple[bytes, bytes]] = []
         count = 0
+        before = group.shard.last_version
         for key, value in items:
             if value is None:
-                group.reads.detach(key)
+                reads.detach(key)
                 count += group.shard.delete(key)
             elif self.peers.owns(key):
                 owned.append((key, value))
@@ -223,11 +232,14 @@ class Writes:
         elif owned:
             group.put_many(owned, ttl_ms)
         for key, _ in owned:
-            group.reads.detach(key)
+            reads.detach(key)
         count += len(owned)
-        # That of the one record, or one above all that this step has given.
-        one = len(items) == 1 and items[0][1] is not None
-        version = group.shard.last_version if one else group.shard.now()
+        # That of the one record, if it was stored; else one above all that this step has given.
+        version = group.shard.last_version
+        if version == before or len(items) > 1 or items[0][1] is None:
+            version = group.shard.now()
+        for key, _ in items:
+            reads.written(key, version)
         self.peers.invalidate(group.spec.name, [(key, version) for key, _ in items])
         return count, version
 
@@ -269,6 +281,7 @@ class PendingWrite:
         "_gone",
         "_group",
         "_outstanding",
+        "_reads",
         "_request",
         "_version",
         "_writes",
@@ -276,7 +289,9 @@ class PendingWrite:
 
     def __init__(self, writes: Writes, group: HostedGroup, request: Request, asker: Asker) -> None:
         self._writes = writes
+        assert isinstance(group.reads, ClusterReads)
         self._group = group
+        self._reads = group.reads
         self._request = request
         self._asker = asker
         self._deadline_s = time.monotonic() + request.budget_ms / 1000
@@ -305,11 +320,16 @@ class PendingWrite:
             self._version = max(self._version, version)
         except KamaCacheError as error:
             self._error = self._error or error
+        except Exception as error:  # who waits must hear of it
+            log.exception("a write failed unexpectedly")
+            self._error = self._error or KamaCacheError(f"the worker failed: {error!r}")
         self._end_part()
 
     def _send(self, link: Link, items: list[Item], tries: int) -> None:
         self._outstanding += 1
         self._writes.counters["writes_sent"] += len(items)
+        if len(items) == 1 and items[0][1] is not None:
+            self._reads.set_begins(items[0][0])
         now_s = time.monotonic()
         deadline_s = min(self._deadline_s, now_s + PEER_WRITE_S)
         link.send(self._part(items), partial(self._answered, items, tries, now_s), deadline_s)
@@ -334,14 +354,19 @@ class PendingWrite:
         return Delete(group=group, depth=depth, chain=chain, key=keys[0])
 
     def _answered(self, items: list[Item], tries: int, sent_s: float, outcome: Any) -> None:
+        latest = 0
+        if len(items) == 1 and items[0][1] is not None:
+            latest = self._reads.set_ends(items[0][0])
         if type(outcome) is Done:
-            self._done(items, outcome)
+            self._done(items, outcome, latest)
             self._end_part()
             return
         error = outcome
         if type(outcome) is Failure:
             error = from_fields(outcome.kind, outcome.message, outcome.fields)
         if not isinstance(error, _TO_TRY_AGAIN):
+            if type(outcome) is not Failure:  # the link takes no more
+                error = NodeUnavailableError(str(error))
             self._fail(error)
             return
         if tries >= PEER_TRIES_MAX or time.monotonic() >= self._deadline_s:
@@ -375,18 +400,21 @@ class PendingWrite:
         self.begin(ours, theirs, tries)
         self._end_part()
 
-    def _done(self, items: list[Item], done: Done) -> None:
-        """Let this node's memory follow what the owner has acknowledged."""
+    def _done(self, items: list[Item], done: Done, latest: int) -> None:
+        """Let this node's memory follow what the owner has acknowledged.
+
+        ``latest`` is the version of the latest write that was heard of since the set was sent.
+        """
         self._count += done.count
         self._version = max(self._version, done.version)
         group = self._group
-        reads, shard = group.reads, group.shard
-        assert isinstance(reads, ClusterReads)
+        reads, shard = self._reads, group.shard
         one = len(items) == 1
         for key, value in items:
             reads.detach(key)
+            reads.written(key, done.version)
             shard.drop_older(key, done.version)
-            if one and value is not None:
+            if one and value is not None and latest <= done.version:
                 ttl_ms = getattr(self._request, "ttl_ms", None) or group.spec.ttl_ms or 0
                 try:
                     reads.keep_mirror(key, value, ttl_ms, done.version)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from kamacache.cluster.exchange import overloaded
 from kamacache.limits import PEER_WRITE_S
 from kamacache.wire.messages import FROM_PEER, Done, Failure, Flush, Get, Set
 from tests.worker.linked import Node, key_of
@@ -446,3 +447,50 @@ async def test_a_mirror_that_cannot_be_stored_keeps_nobody_waiting(
     values = await a.get_many(keys)
     assert all(v is not None and v.startswith(k) for k, v in zip(keys, values, strict=True))
     assert not a.group.reads.fetches  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("newer", [b"newer", None])
+async def test_an_answer_that_comes_after_a_newer_writes_invalidation_is_not_kept(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch, newer: bytes | None
+) -> None:
+    a, b, c = nodes
+    key = key_of(b, nodes)
+    link = a.link("b:1")
+    answers: list[tuple[int, Any]] = []
+    with monkeypatch.context() as slow:
+        slow.setattr(link, "_end", lambda *answer: answers.append(answer))
+        setting = asyncio.ensure_future(a.set(key, b"older"))
+        await until(lambda: len(answers) == 1)
+        taken = a.writes.counters["invalidations_taken"]
+        await (c.delete(key) if newer is None else c.set(key, newer))
+        await until(lambda: a.writes.counters["invalidations_taken"] > taken)
+    link._end(*answers[0])
+    assert isinstance(await setting, Done)
+    assert await a.get(key) == (newer or key + b"@b:1")
+    assert not a.group.reads.setting  # type: ignore[union-attr]
+
+
+async def test_a_write_that_leaves_no_record_still_drops_all_copies(nodes: list[Node]) -> None:
+    a, b, _ = nodes
+    key = key_of(b, nodes)
+    await b.set(key, b"v")
+    await a.get(key)
+    b.shard.put = lambda *args, **kwargs: False  # type: ignore[method-assign]
+    await b.set(key, b"expired at once", ttl_ms=1)
+    await until(lambda: a.held(key) is None)
+
+
+async def test_a_write_for_which_its_link_has_no_room_says_so(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, _ = nodes
+    key = key_of(b, nodes)
+
+    def send(request: Any, done: Callable[[Any], None], deadline_s: float) -> None:
+        a.loop.call_soon(done, overloaded("b:1", request))
+
+    monkeypatch.setattr(a.link("b:1"), "send", send)
+    failed = await a.set(key, b"v")
+    assert isinstance(failed, Failure)
+    assert failed.kind == "NodeUnavailableError"
+    assert "overloaded" in failed.message
