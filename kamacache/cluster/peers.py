@@ -23,6 +23,8 @@ from kamacache.cluster.ring import Ring
 from kamacache.limits import HANDOFF_S
 from kamacache.wire.messages import Reply, Request
 
+RINGS_BEFORE_MAX: Final = 4  # a ring takes 0.1 MB a node; a list of peers may flap
+
 Outcome = Reply | Exception
 Done = Callable[[Outcome], None]
 
@@ -90,6 +92,7 @@ class Peers:
             now_s = self._clock_s()
             self._rings_before = [old for old in self._rings_before if old[0] > now_s]
             self._rings_before.insert(0, (now_s + self._handoff_s, self._ring))
+            del self._rings_before[RINGS_BEFORE_MAX:]
         self._ring = ring
         wanted = set(membership.others)
         for address in [a for a, link in self._links.items() if a not in wanted]:

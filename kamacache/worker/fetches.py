@@ -257,8 +257,8 @@ class ClusterReads:
 
     @property
     def busy(self) -> bool:
-        """Whether anything is loaded or fetched."""
-        return bool(self.loader.running or self.fetches)
+        """Whether anything is loaded or fetched, or peeked at to be loaded then."""
+        return bool(self.loader.running or self.loader.flights or self.fetches)
 
     def stats(self) -> dict[str, int]:
         """Return the counters, those of the loader included."""

@@ -20,6 +20,7 @@ from kamacache.cluster.membership import MembershipReader
 from kamacache.cluster.peers import Link, Peers
 from kamacache.errors import NodeUnavailableError
 from kamacache.limits import (
+    HANDOFF_S,
     MEMBERSHIP_LOOK_EVERY_S,
     PEER_CONNECT_S,
     SWEEP_EVERY_S,
@@ -30,8 +31,21 @@ from kamacache.worker.handlers import Handlers, HostedGroup
 from kamacache.worker.repeated import RepeatedLog
 from kamacache.worker.writes import Writes
 
+RETIRE_LOOK_EVERY_S: Final = 0.05
+
 log = logging.getLogger("kamacache.worker.member")
 repeated = RepeatedLog(log)
+
+
+async def retire(link: Link) -> None:
+    """Close the link to a node that left, when it has answered what it was asked.
+
+    A node that drains leaves the list of peers first, and finishes what it was asked after that.
+    """
+    until_s = time.monotonic() + HANDOFF_S
+    while link.up and link.stats()["pending"] and time.monotonic() < until_s:  # noqa: ASYNC110
+        await asyncio.sleep(RETIRE_LOOK_EVERY_S)
+    await link.close()
 
 
 class ClusterMember:
@@ -90,7 +104,7 @@ class ClusterMember:
         )
 
     def _close(self, link: Link) -> None:
-        self._keep(self._loop.create_task(link.close()))
+        self._keep(self._loop.create_task(retire(link)))
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
