@@ -103,6 +103,7 @@ class ClusterNode:
         self.number = number
         self.place = place
         self.run_dir = place / f"n{number}"
+        self.list_path = place / f"members{number}.toml"
         self._shm = shm / f"n{number}"
         self._shm.mkdir()
         self.arguments: tuple[str, ...] = ()
@@ -255,7 +256,7 @@ class Cluster:
     """Some nodes that share a list of peers; a context manager that ends them all.
 
     ``workers`` each. ``peers``: by a node's number, the numbers of those that it is told of; all,
-    where nothing else is said. ``listed``: all watch one file instead, which `list_members` writes.
+    where nothing else is said. ``listed``: each watches a file instead, see `list_members`.
     """
 
     def __init__(
@@ -272,7 +273,6 @@ class Cluster:
     ) -> None:
         self.place = place
         self.database = Database(place)
-        self._list = place / "members.toml"
         hosts = hosts or [f"127.0.0.{number + 1}" for number in range(count)]
         addresses = [f"{host}:{port}" for host, port in zip(hosts, _ports(count), strict=True)]
         self.nodes = [
@@ -285,7 +285,7 @@ class Cluster:
             node.arguments = (
                 *("--listen", node.address, "--app", "tests.cluster_app:groups"),
                 *(
-                    ("--discover", f"file:{self._list}")
+                    ("--discover", f"file:{node.list_path}")
                     if listed
                     else ("--peers", ",".join(addresses[other] for other in known))
                 ),
@@ -338,12 +338,14 @@ class Cluster:
         """Wait until every node that runs has seen that this one is gone."""
         self.await_linked([other for other in self.running if other is not node], deadline_s)
 
-    def list_members(self, *numbers: int) -> None:
-        """Let the file that the nodes watch name these."""
-        new = self._list.with_suffix(".new")
+    def list_members(self, *numbers: int, to: Sequence[int] = ()) -> None:
+        """Tell nodes ``to``, or all, that these are the members, by the files that they watch."""
         addresses = ", ".join(f'"{self.nodes[number].address}"' for number in numbers)
-        new.write_text(f"members = [{addresses}]\n")
-        new.replace(self._list)
+        for node in self.nodes:
+            if not to or node.number in to:
+                new = node.list_path.with_suffix(".new")
+                new.write_text(f"members = [{addresses}]\n")
+                new.replace(node.list_path)
 
     # -- keys -------------------------------------------------------------------------------------
 

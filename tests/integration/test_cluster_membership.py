@@ -13,6 +13,7 @@ import pytest
 from kamacache.cluster.membership import Member
 from kamacache.cluster.ring import Ring
 from kamacache.errors import KamaCacheError
+from tests.cluster_app import MIRROR_TTL_S
 from tests.cluster_nodes import Cluster, ClusterNode, MakeCluster
 from tests.history import now
 
@@ -32,7 +33,7 @@ def test_nodes_with_different_peers_never_loop_or_block(make_cluster: MakeCluste
     """Each key: asked of all nodes at once, by their different rings."""
     cluster = make_cluster(3, peers={0: [0, 1, 2], 1: [0, 1], 2: [1, 2]})
     cluster.start(linked=False)
-    wait_linked(cluster, {0: 4, 1: 2, 2: 2})
+    wait_linked({0: 4, 1: 2, 2: 2}, cluster.nodes)
     keys = [f"disagree-{number}" for number in range(120)]
     cluster.database.delay(0.01)
     began_s = now()
@@ -58,10 +59,11 @@ def test_nodes_with_different_peers_never_loop_or_block(make_cluster: MakeCluste
     assert sum(node.group().stats()["loads_not_owned"] for node in cluster.nodes) > 0
 
 
-def wait_linked(cluster: Cluster, expected: dict[int, int]) -> None:
+def wait_linked(expected: dict[int, int], nodes: list[ClusterNode]) -> None:
+    """Wait until each node, by its number, has so many links up."""
     end_s = now() + 15
-    while {node.number: (node.links() or (0, 0))[1] for node in cluster.nodes} != expected:
-        assert now() < end_s, [node.links() for node in cluster.nodes]
+    while {node.number: (node.links() or (0, 0))[1] for node in nodes} != expected:
+        assert now() < end_s, [node.links() for node in nodes]
         time.sleep(0.02)
 
 
@@ -100,17 +102,17 @@ def test_a_joining_node_costs_the_database_few_loads(make_cluster: MakeCluster) 
     assert [load.node for load in cluster.database.loads(fresh)] == [third.address]
 
 
-def test_a_write_while_its_key_moves_is_what_all_read_afterwards(
+def test_writes_of_a_node_while_its_keys_move_are_what_all_read_afterwards(
     make_cluster: MakeCluster,
 ) -> None:
     cluster = make_cluster(3, listed=True)
     cluster.list_members(0, 1)
     cluster.start(0, 1)
-    first, second, third = cluster.nodes
+    writer, other, third = cluster.nodes
     keys = list(islice(cluster.keys_of(third, "moving"), 60))
     for key in keys:
         cluster.database.write(key, b"1")
-    first.group().get_many(keys)
+    other.group().get_many(keys)
     third.start()
     cluster.list_members(0, 1, 2)
     newest = dict.fromkeys(keys, "1")
@@ -119,19 +121,68 @@ def test_a_write_while_its_key_moves_is_what_all_read_afterwards(
     linked = False
     while not linked:
         turn += 1
-        for number, key in enumerate(keys):
-            node = (first, second)[(number + turn) % 2]
+        for key in keys:
             newest[key] = f"{turn} {key}"
             cluster.database.write(key, newest[key].encode())
-            node.group().set(key, newest[key])
-            assert node.group().get(key) == newest[key]
+            writer.group().set(key, newest[key])
+            assert writer.group().get(key) == newest[key]
         linked = all(node.links() == (4, 4) for node in cluster.nodes)
         assert now() < end_s
-    for node in (third, second, first):
-        for key in keys:
-            seen_by_s = now() + 1.0
-            while node.group().get(key) != newest[key]:
-                assert now() < seen_by_s, f"{key} is {node.group().get(key)} at {node}"
+    for node in (third, other, writer):
+        await_values(node, newest)
+
+
+@pytest.mark.parametrize(
+    "wrote_before",
+    [
+        False,
+        pytest.param(
+            True,
+            marks=pytest.mark.xfail(
+                reason="who has the former ring tells nothing to the owner by the new one",
+                strict=True,
+            ),
+        ),
+    ],
+)
+def test_a_write_by_the_former_ring_is_what_all_read_when_they_agree(
+    make_cluster: MakeCluster, wrote_before: bool
+) -> None:
+    """The new owner has a value already; then a node that does not know it yet writes a newer."""
+    cluster = make_cluster(3, listed=True)
+    cluster.list_members(0, 1)
+    cluster.start(0, 1)
+    early, late, third = cluster.nodes
+    keys = list(islice(cluster.keys_of(third, "former"), 20))
+    for key in keys:
+        cluster.database.write(key, b"1")
+        early.group().set(key, "1")
+    cluster.list_members(0, 1, 2, to=[2])
+    third.start()
+    cluster.list_members(0, 1, 2, to=[0])
+    wait_linked({0: 4, 1: 2, 2: 4}, cluster.nodes)
+    for key in keys:
+        if wrote_before:
+            cluster.database.write(key, b"2")
+            early.group().set(key, "2")
+        else:
+            assert early.group().get(key) == "1"
+    for key in keys:
+        cluster.database.write(key, b"3")
+        late.group().set(key, "3")
+        assert late.group().get(key) == "3"
+    cluster.list_members(0, 1, 2, to=[1])
+    cluster.await_linked()
+    time.sleep(MIRROR_TTL_S + 1)  # what is a mirror is over
+    for node in cluster.nodes:
+        await_values(node, dict.fromkeys(keys, "3"))
+
+
+def await_values(node: ClusterNode, expected: dict[str, str]) -> None:
+    """Read until all are as expected, for a second at most."""
+    end_s = now() + 1.0
+    while found := [key for key, value in expected.items() if node.group().get(key) != value]:
+        assert now() < end_s, f"{node} has {node.group().get_many(found)}"
 
 
 def read_on(node: ClusterNode, keys: list[str], stop: threading.Event) -> list[str]:
@@ -164,7 +215,7 @@ def test_a_draining_node_says_so_finishes_and_nobody_notices(make_cluster: MakeC
         reading = [threads.submit(read_on, node, keys, stop) for node in others]
         try:
             leaver.terminate()
-            cluster.await_linked(others)  # told, they use its links no more
+            wait_linked({1: 2, 2: 2}, others)  # told, they use its links no more
             fresh = list(islice(cluster.keys_of(leaver, "fresh"), 20))
             for node in others:
                 for one in fresh:

@@ -11,16 +11,19 @@ from kamacache.limits import PEER_SILENCE_S
 from tests.cluster_app import SHORT_MIRROR_TTL_S
 from tests.cluster_driver import Work
 from tests.cluster_nodes import MakeCluster
-from tests.history import Journal, Rules, assert_legal, worst_lag_s
+from tests.history import Cut, Journal, Rules, assert_legal, now, worst_lag_s
 
 pytestmark = pytest.mark.integration
 
 BUSY_S = 1.5  # what a machine with other work adds
 TIMEOUT_S = 5.0
-ROLES = ("worker 0", "worker 1", "front 0")
+WORKERS = ("worker 0", "worker 1")
 
 
-def test_kill_of_workers_and_fronts_gives_no_wrong_value(make_cluster: MakeCluster) -> None:
+@pytest.mark.parametrize("roles", [WORKERS, ("front 0",), (*WORKERS, "front 0")], ids="-".join)
+def test_kill_of_roles_gives_no_wrong_value(
+    make_cluster: MakeCluster, roles: tuple[str, ...]
+) -> None:
     cluster = make_cluster()
     cluster.start()
     cluster.database.delay(0.003)
@@ -34,7 +37,8 @@ def test_kill_of_workers_and_fronts_gives_no_wrong_value(make_cluster: MakeClust
         for driver in drivers:
             driver.begin(work)
         time.sleep(1)
-        victims = [(node, role) for node in cluster.nodes for role in ROLES]
+        victims = [(node, role) for node in cluster.nodes for role in roles]
+        began_s = now()
         draw.shuffle(victims)
         for node, role in victims:
             assert node.process is not None
@@ -43,6 +47,7 @@ def test_kill_of_workers_and_fronts_gives_no_wrong_value(make_cluster: MakeClust
                 process.kill()
             time.sleep(draw.choice((0.1, 0.3, 0.8)))  # no synchronisation: what varies
         cluster.await_linked()
+        ended_s = now()
         time.sleep(1)
         found = [driver.finish(journal) for driver in drivers]
     lag_s = worst_lag_s(journal.writes, journal.reads)
@@ -51,9 +56,15 @@ def test_kill_of_workers_and_fronts_gives_no_wrong_value(make_cluster: MakeClust
         f"{len(journal.reads)} reads, {len(journal.writes)} writes, {len(errors)} errors, "
         f"lag {lag_s:.3f} s: {sorted({error['kind'] for error in errors})}"
     )
-    rules = Rules(other_node_s=SHORT_MIRROR_TTL_S + PEER_SILENCE_S + BUSY_S, unsure_s=TIMEOUT_S)
+    cuts: tuple[Cut, ...] = ()
+    if "front 0" in roles:
+        # A front's death is a cut link, and another node stands in for its node meanwhile: see
+        # test_a_node_reads_what_it_wrote_by_way_of_a_third of the partitions.
+        cuts = (Cut(began_s, ended_s, SHORT_MIRROR_TTL_S + BUSY_S, own_too=True),)
+    lag_max_s = SHORT_MIRROR_TTL_S + PEER_SILENCE_S + BUSY_S
+    rules = Rules(other_node_s=lag_max_s, unsure_s=TIMEOUT_S, cuts=cuts)
     assert_legal(journal.writes, journal.reads, rules)
-    assert all(one.operations > 200 for one in found)
+    assert all(one.operations > 100 for one in found)
     assert all(error["took_s"] < TIMEOUT_S + BUSY_S for error in errors)
     # A caller has an error where the worker that it had asked died, and not for long after.
     assert len(errors) <= 2 * len(victims) * work.threads, errors
