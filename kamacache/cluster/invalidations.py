@@ -90,6 +90,10 @@ class InvalidationQueue:
         while self._items > self._items_max or self._bytes > self._bytes_max:
             self._give_way()
 
+    def flush_all(self) -> None:
+        """Let the peer drop all of its records that are older than the flush."""
+        self._flush("")
+
     def next(self) -> tuple[int, Told] | None:
         """Return what to send next, and the ticket by which to say what became of it."""
         first = bool(self._first)

@@ -50,6 +50,7 @@ from kamacache.limits import (
     PEER_REQUESTS_MAX,
     PEER_RETURN_S,
     PEER_SILENCE_S,
+    PEER_STRANGE_S,
     PEER_TELL_S,
 )
 from kamacache.wire.frames import FrameError, frame
@@ -96,11 +97,13 @@ class PeerLink:
         on_change: Callable[[PeerLink], None],
         breaker: Breaker | None = None,
         invalidations: InvalidationQueue | None = None,
+        life: str = "",
     ) -> None:
         """Make it; `start` dials.
 
         ``clock`` returns a fresh version. ``on_change`` is called when `usable`, `up` or `settled`
-        has changed.
+        has changed. ``invalidations`` and ``life`` are those of an earlier link to the address
+        (`hand_over`).
         """
         self.address: Final = address
         self.settled = False  # the first try has ended, either way
@@ -111,12 +114,13 @@ class PeerLink:
         self._clock: Final = clock
         self._on_change: Final = on_change
         self._breaker: Final = breaker or Breaker()
-        self._invalidations: Final = invalidations or InvalidationQueue(clock)
+        self._invalidations = invalidations or InvalidationQueue(clock)
         self._sender: FrameSender | None = None  # while there is a stream, greeted
         self._exchange: Exchange | None = None  # as long
         self._held: list[tuple[Request, DoneCall, float]] = []  # until settled
         self._draining = False
-        self._life = ""  # of the peer's node, as it said last
+        self._life = life  # of the peer's node, as it said last
+        self._started_s = 0.0
         self._ahead_ms = 0
         self._returning: asyncio.TimerHandle | None = None  # until when it is not asked again
         self._failed: asyncio.Future[str] | None = None  # set by who finds that the stream failed
@@ -136,6 +140,7 @@ class PeerLink:
 
     def start(self) -> None:
         """Begin to dial; call once, in the loop."""
+        self._started_s = time.monotonic()
         self._task = self._loop.create_task(self._run())
 
     async def close(self) -> None:
@@ -146,6 +151,12 @@ class PeerLink:
             await asyncio.wait((task,))
         self._turn(CLOSED)
         self._settle()
+
+    def hand_over(self) -> tuple[InvalidationQueue, str]:
+        """Give a new link what the peer is still to be told, and in which life of its node."""
+        queue, self._invalidations = self._invalidations, InvalidationQueue(self._clock)
+        queue.take_back()
+        return queue, self._life
 
     async def wait_settled(self) -> None:
         """Wait until the first try has ended."""
@@ -333,6 +344,10 @@ class PeerLink:
         self._greeting.check(welcome)
         # Read before it travelled here, so it is behind by its way: the peer gives up too early.
         self._ahead_ms = welcome.clock_ms - int(time.monotonic() * 1000)
+        if not self._life and time.monotonic() - self._started_s > PEER_STRANGE_S:
+            # It may have been cut off for long. Then a worker before this one, or another node,
+            # may have stood in for it and died with what it had to tell.
+            self._invalidations.flush_all()
         if welcome.node_id == self._life:
             # It kept its memory. Other nodes' links have to come back, too, and tell it what they
             # wrote while they stood in for it, before anyone reads there again.

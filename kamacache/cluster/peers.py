@@ -20,7 +20,7 @@ from typing import Final, Protocol
 
 from kamacache.cluster.membership import Member, Membership
 from kamacache.cluster.ring import Ring
-from kamacache.limits import HANDOFF_S
+from kamacache.limits import HANDOFF_S, PEERS_DEPARTED_MAX
 from kamacache.wire.messages import Reply, Request
 
 RINGS_BEFORE_MAX: Final = 4  # a ring takes 0.1 MB a node; a list of peers may flap
@@ -56,19 +56,25 @@ class Peers:
 
     def __init__(
         self,
-        make_link: Callable[[str], Link],
+        make_link: Callable[[str, Link | None], Link],
         clock_s: Callable[[], float],
         *,
         close: Callable[[Link], None],
         handoff_s: float = HANDOFF_S,
     ) -> None:
-        """``close`` is given the link to a node that left; it sees to its end."""
+        """``make_link`` is given the address, and the link there was to it before.
+
+        ``close`` is given the link to a node that left; it sees to its end.
+        """
         self._make_link: Final = make_link
         self._clock_s: Final = clock_s
         self._close: Final = close
         self._handoff_s: Final = handoff_s
         self._ring = Ring([Member("")])
         self._links: dict[str, Link | None] = {"": None}
+        # Links to nodes that left. Should one come back with its memory, it must drop what was
+        # written meanwhile: so these links still collect it.
+        self._departed: dict[str, Link] = {}
         self._up: dict[str, bool] = {}
         self._handoff_until_s = clock_s() + handoff_s  # this node has just begun
         self._rings_before: list[tuple[float, Ring]] = []  # (until when it matters, ring)
@@ -100,10 +106,14 @@ class Peers:
             self._up.pop(address, None)
             if link is not None:
                 self._close(link)
+                self._departed[address] = link
         self._links[membership.own] = None
         for address in sorted(wanted - self._links.keys()):
-            link = self._links[address] = self._make_link(address)
+            link = self._make_link(address, self._departed.pop(address, None))
+            self._links[address] = link
             link.start()
+        for address in [*self._departed][:-PEERS_DEPARTED_MAX]:
+            del self._departed[address]
 
     def link_changed(self, link: Link) -> None:
         """Take note that a link came up or went down; for the links to call."""
@@ -174,6 +184,8 @@ class Peers:
         for link in self._links.values():
             if link is not None:
                 link.invalidate(group, items)
+        for link in self._departed.values():
+            link.invalidate(group, items)
 
     def stats(self) -> dict[str, int]:
         """Return how many peers there are, how many can be asked, and the sums of their links."""

@@ -103,6 +103,7 @@ def _like(whole: Request, part: R) -> R:
     part.chain = whole.chain
     part.flags = whole.flags
     part.sent = whole.sent
+    part.until_ms = whole.until_ms
     return part
 
 

@@ -33,6 +33,7 @@ from kamacache.calls import ChainLink
 from kamacache.clock import boottime_ms
 from kamacache.errors import (
     DeadlineExceededError,
+    GroupNotFoundError,
     KamaCacheError,
     LoadError,
     NodeUnavailableError,
@@ -101,6 +102,8 @@ class Fetch:
             request = Get(group=group, key=flights[0].key, depth=self.depth, chain=self.chain)
         else:
             keys = [flight.key for flight in flights]
+            for flight in flights:
+                flight.batched = True
             request = GetMany(group=group, keys=keys, depth=self.depth, chain=self.chain)
         link.send(request, partial(self._answered, flights, tries), self.deadline_s)
 
@@ -109,7 +112,7 @@ class Fetch:
         if kind is Values:
             self._take(flights, outcome, tries)
             return
-        # One that was deepened is asked for twice: the first answer counts.
+        # One that was asked for alone, too, is answered twice: the first answer counts.
         flights = [flight for flight in flights if not flight.settled]
         if not flights:
             return
@@ -119,6 +122,8 @@ class Fetch:
             error = from_fields(outcome.kind, outcome.message, outcome.fields)
             if isinstance(error, NodeUnavailableError):  # it stops
                 self._again(flights, tries)
+            elif isinstance(error, GroupNotFoundError):  # not all nodes have it, or not yet
+                self.reads.load_here(flights, self.depth, self.chain)
             else:
                 self._fail(flights, error)
         elif isinstance(outcome, (DeadlineExceededError, LoadError)):
@@ -132,7 +137,7 @@ class Fetch:
         again = [flight for flight in flights[len(reply.values) :] if not flight.settled]
         meta = len(reply.ttls) == len(reply.versions) == len(reply.values)
         for index, (flight, value) in enumerate(zip(flights, reply.values, strict=False)):
-            if flight.settled:  # it was deepened, and that answer came first
+            if flight.settled:  # it was asked for alone, and that answer came first
                 continue
             failed = errors.get(index)
             if failed is not None:
@@ -328,9 +333,11 @@ class ClusterReads:
             return None
         self.counters["fetches_joined"] += 1
         flight.waiters[waiter] = None
-        if depth > flight.depth:
-            # The asker holds a thread that the owner's load may need: ask from its depth, too.
-            flight.depth = depth
+        if depth > flight.depth or flight.batched:
+            # The asker holds a thread that the owner's load may need: ask from its depth, too. And
+            # a batch answers when its slowest key is loaded, which this one need not wait for.
+            flight.depth = max(depth, flight.depth)
+            flight.batched = False
             link = self.peers.route(key)
             if link is not None:
                 Fetch(self, depth, chain).ask(link, (flight,), 0)

@@ -191,6 +191,8 @@ class Handlers:
             return value_reply(request.id, value)
         if request.flags & PEEK:
             return Absent(request.id)
+        if request.sent:
+            group.shard.observe(request.sent)
         self._check_load(request)
         if request.depth:
             check_chain(request.group, key, request.depth, request.chain)
@@ -227,6 +229,8 @@ class Handlers:
                 missing.append(key)
         if not missing:
             return _values(request, outcomes, group)
+        if request.sent:
+            group.shard.observe(request.sent)
         self._check_load(request)
         loadable: list[bytes] = []
         for key in missing:

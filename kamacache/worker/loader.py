@@ -103,13 +103,14 @@ class Flight:
     whichever node it was made at.
     """
 
-    __slots__ = ("depth", "job", "key", "settled", "version", "waiters")
+    __slots__ = ("batched", "depth", "job", "key", "settled", "version", "waiters")
 
     def __init__(self, key: bytes, version: int = 0, *, depth: int = 0) -> None:
         self.key = key
         self.version = version
         self.depth = depth  # of the deepest asker
         self.job: LoadJob | None = None  # None: a peer is asked first, or instead
+        self.batched = False  # a peer is asked for it among others, and answers when all are there
         self.settled = False
         self.waiters: dict[Waiter, None] = {}  # ordered, and quick to leave
 

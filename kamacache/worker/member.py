@@ -94,13 +94,16 @@ class ClusterMember:
         seen = [group.shard.last_version for group in self._groups.values()]
         return max(time.time_ns() >> STAMP_SHIFT, *seen, 0)
 
-    def _make_link(self, address: str) -> Link:
+    def _make_link(self, address: str, former: Link | None) -> Link:
+        queue, life = former.hand_over() if isinstance(former, PeerLink) else (None, "")
         return PeerLink(
             address,
             self._end,
             self._loop,
             clock=self._clock,
             on_change=self.peers.link_changed,
+            invalidations=queue,
+            life=life,
         )
 
     def _close(self, link: Link) -> None:

@@ -31,6 +31,7 @@ from kamacache.cluster.exchange import PeerLostError
 from kamacache.cluster.peers import Link, Peers
 from kamacache.errors import (
     DeadlineExceededError,
+    GroupNotFoundError,
     KamaCacheError,
     NodeUnavailableError,
     ValueTooLargeError,
@@ -364,6 +365,8 @@ class PendingWrite:
         error = outcome
         if type(outcome) is Failure:
             error = from_fields(outcome.kind, outcome.message, outcome.fields)
+        if isinstance(error, GroupNotFoundError):
+            error.message = f"the key's owner has not got this group: {error.message}"
         if not isinstance(error, _TO_TRY_AGAIN):
             if type(outcome) is not Failure:  # the link takes no more
                 error = NodeUnavailableError(str(error))

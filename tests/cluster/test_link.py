@@ -379,6 +379,41 @@ async def test_a_peer_that_was_started_anew_is_asked_at_once() -> None:
         assert link.usable
 
 
+async def test_a_peer_that_is_first_reached_late_drops_what_others_may_have_overwritten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("kamacache.cluster.link.PEER_STRANGE_S", 0.05)
+    peer = ScriptedPeer()
+    await peer.start()
+    await peer.stop()
+    try:
+        async with linked(peer) as link:
+            await asyncio.wait_for(link.wait_settled(), WAIT_S)
+            await asyncio.sleep(0.1)
+            await peer.start()
+            await until(lambda: link.usable)
+        (flush,) = peer.requests
+        assert isinstance(flush, Flush)
+        assert (flush.group, flush.version > 0) == ("", True)
+    finally:
+        await peer.stop()
+
+
+async def test_what_a_peer_is_still_to_be_told_goes_to_the_next_link_to_it() -> None:
+    async with both() as (peer, link):
+        await peer.stop()
+        await until(lambda: not link.up)
+        link.invalidate("g", [(b"k", 7)])
+        queue, life = link.hand_over()
+        assert life == "their life"
+        await peer.start()
+        async with linked(peer, invalidations=queue, life=life) as following:
+            await until(lambda: following.up)
+            told = [request for request in peer.requests if isinstance(request, Invalidate)]
+            assert [request.items for request in told] == [[(b"k", 7)]]
+            assert not following.usable  # the same life: it waits a moment
+
+
 async def test_a_request_says_when_it_is_given_up_by_the_peers_clock() -> None:
     async with both() as (peer, link):
         before_ms = boottime_ms()

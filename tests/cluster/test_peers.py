@@ -23,7 +23,7 @@ class Known:
 def test_a_list_of_peers_that_flaps_is_remembered_within_bounds() -> None:
     now_s = 0.0
     peers = Peers(
-        lambda address: cast(Link, Known(address)),
+        lambda address, former: cast(Link, Known(address)),
         lambda: now_s,
         close=lambda link: None,
     )

@@ -37,7 +37,8 @@ def worker(key: bytes) -> int:
 
 
 def common(**more: object) -> dict[str, Any]:
-    return {"group": "g", "budget_ms": 5, "depth": 2, "flags": FROM_PEER, "sent": 77, **more}
+    marks = {"flags": FROM_PEER, "sent": 77, "until_ms": 88}
+    return {"group": "g", "budget_ms": 5, "depth": 2, **marks, **more}
 
 
 @given(KEYS)
@@ -57,7 +58,7 @@ def test_writes_go_to_their_workers_in_order(keys: list[bytes]) -> None:
         for _, part in parts:
             assert type(part) is type(request)
             assert (part.group, part.budget_ms, part.depth) == ("g", 5, 2)
-            assert (part.flags, part.sent) == (FROM_PEER, 77)
+            assert (part.flags, part.sent, part.until_ms) == (FROM_PEER, 77, 88)
             assert getattr(part, "ttl_ms", 9) == 9
 
 

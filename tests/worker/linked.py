@@ -15,7 +15,7 @@ from typing import Any
 from kamacache.clock import boottime_ms
 from kamacache.cluster.exchange import PeerLostError
 from kamacache.cluster.membership import Member, Membership
-from kamacache.cluster.peers import Peers
+from kamacache.cluster.peers import Link, Peers
 from kamacache.config import GroupSpec
 from kamacache.errors import DeadlineExceededError, KamaCacheError
 from kamacache.limits import HANDOFF_S
@@ -57,7 +57,9 @@ class Asking:
 class DirectLink:
     """From one node to another."""
 
-    def __init__(self, own: Node, address: str, nodes: dict[str, Node]) -> None:
+    def __init__(
+        self, own: Node, address: str, nodes: dict[str, Node], former: Link | None
+    ) -> None:
         self.address = address
         self._own = own
         self._nodes = nodes
@@ -67,6 +69,8 @@ class DirectLink:
         self.swallow = False  # requests are taken, and no answer ever comes
         self.sent: list[Request] = []
         self._queue: list[tuple[str, list[tuple[bytes, int]]]] = []
+        if isinstance(former, DirectLink):
+            self._queue = former._queue
         self._under_way: dict[int, Callable[[Any], None]] = {}
         self._ids = 0
 
@@ -83,7 +87,7 @@ class DirectLink:
         return len(self._queue)
 
     def start(self) -> None:
-        self._own.peers.link_changed(self)
+        self.heal()
 
     async def wait_settled(self) -> None: ...
 
@@ -149,6 +153,11 @@ class DirectLink:
         return {"requests": len(self.sent)}
 
 
+def _cut(link: Link) -> None:
+    assert isinstance(link, DirectLink)
+    link.cut()
+
+
 class Node:
     """One node of one worker, with one group named g."""
 
@@ -167,9 +176,9 @@ class Node:
         self._nodes = nodes
         nodes[name] = self
         self.peers = Peers(
-            lambda address: DirectLink(self, address, nodes),
+            lambda address, former: DirectLink(self, address, nodes, former),
             time.monotonic,
-            close=lambda link: None,
+            close=_cut,
             handoff_s=handoff_s,
         )
         spec = GroupSpec(name="g", cache_bytes=1 << 22, **settings)
@@ -185,7 +194,7 @@ class Node:
         self.group = HostedGroup(
             spec, self.shard, Loading(spec, getter, getter_many), threads, self.peers
         )
-        groups = {"g": self.group}
+        self.groups = groups = {"g": self.group}
         self.handlers = Handlers(groups, self.loop)
         self.writes = Writes(groups, self.peers, self.loop)
         self.writes.join(self.handlers)

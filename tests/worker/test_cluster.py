@@ -349,6 +349,57 @@ async def test_a_node_that_gains_keys_asks_who_had_them_before_the_database(
         node.close()
 
 
+async def test_a_node_that_left_the_list_and_came_back_has_dropped_what_was_written_meanwhile(
+    nodes: list[Node],
+) -> None:
+    a, b, c = nodes
+    key = key_of(b, nodes, then="c:1")
+    await a.set(key, b"old")
+    for node in (a, c):  # b's lease was lost for a moment; b itself lives on
+        node.join("a:1", "c:1", number=2)
+    await a.set(key, b"new")
+    assert c.held(key) == b"new"
+    assert b.held(key) == b"old"
+    for node in (a, c):
+        node.join(*NAMES, number=3)
+    await until(lambda: b.held(key) is None)
+    a.shard.delete(key)
+    assert await a.get(key) != b"old"
+
+
+async def test_a_key_of_a_batch_need_not_wait_for_the_slowest_of_it(
+    nodes: list[Node], database: Database
+) -> None:
+    a, b, _ = nodes
+    fast = key_of(b, nodes)
+    slow = next(
+        k for k in (b"slow-%d" % n for n in range(1000)) if a.peers.route(k) is a.link("b:1")
+    )
+    await b.set(fast, b"there")
+    await until(lambda: a.held(fast) is None)
+    database.gate.clear()
+    batch = asyncio.ensure_future(a.get_many([slow, fast]))
+    await until(database.began.is_set)
+    assert await a.get(fast) == b"there"
+    database.gate.set()
+    assert await batch == [slow + b"@b:1", b"there"]
+
+
+async def test_a_group_that_the_owner_has_not_got_is_loaded_where_it_is_asked_for(
+    nodes: list[Node], database: Database
+) -> None:
+    a, b, _ = nodes
+    key = key_of(b, nodes)
+    del b.groups["g"]
+    assert await a.get(key) == key + b"@a:1"
+    held = a.shard.held(key)
+    assert held is not None
+    assert held.mirror
+    failed = await a.set(key, b"v")
+    assert isinstance(failed, Failure)
+    assert (failed.kind, "owner has not got" in failed.message) == ("GroupNotFoundError", True)
+
+
 async def test_what_a_node_lost_goes_in_the_sweep(nodes: list[Node]) -> None:
     a = nodes[0]
     keys = [b"swept-%d" % number for number in range(100)]
