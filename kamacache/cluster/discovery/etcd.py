@@ -27,7 +27,14 @@ import msgspec
 
 from kamacache.cluster.discovery.etcd_client import Entry, EtcdClient
 from kamacache.cluster.discovery.lists import Roster, changes_only
-from kamacache.cluster.discovery.retry import Backoff, Report, SourceError, for_ever, until_first
+from kamacache.cluster.discovery.retry import (
+    Backoff,
+    Report,
+    SourceError,
+    for_ever,
+    to_the_end,
+    until_first,
+)
 from kamacache.cluster.discovery.urls import Source
 from kamacache.cluster.membership import Member, check_address
 from kamacache.errors import ConfigError
@@ -115,7 +122,7 @@ class EtcdDiscovery:
             except TimeoutError:
                 failed = SourceError(f"{server} did not answer")
             finally:
-                await client.close()
+                await to_the_end(client.close())
         raise failed
 
     async def _session(self, server: str, say: _Say) -> None:
@@ -130,7 +137,7 @@ class EtcdDiscovery:
                 self._drop_what_stayed_gone(say),
             )
         finally:
-            await client.close()
+            await to_the_end(client.close())
 
     async def _log_in(self, client: EtcdClient) -> None:
         if self._login is not None:

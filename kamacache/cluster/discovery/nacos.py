@@ -23,7 +23,14 @@ from typing import Final
 
 from kamacache.cluster.discovery.lists import Roster, changes_only
 from kamacache.cluster.discovery.nacos_client import Instance, NacosClient, Service
-from kamacache.cluster.discovery.retry import Backoff, Report, SourceError, for_ever, until_first
+from kamacache.cluster.discovery.retry import (
+    Backoff,
+    Report,
+    SourceError,
+    for_ever,
+    to_the_end,
+    until_first,
+)
 from kamacache.cluster.discovery.urls import Source
 from kamacache.cluster.membership import Member, check_address
 from kamacache.errors import ConfigError
@@ -107,7 +114,7 @@ class NacosDiscovery:
             except TimeoutError:
                 failed = SourceError(f"{client.server} did not answer")
             finally:
-                await client.close()
+                await to_the_end(client.close())
         raise failed
 
     def _client(self, server: str) -> NacosClient:
@@ -119,7 +126,7 @@ class NacosDiscovery:
             await self._list(client, say)
             await until_first(self._keep_listing(client, say), self._stay_registered(client))
         finally:
-            await client.close()
+            await to_the_end(client.close())
 
     async def _keep_listing(self, client: NacosClient, say: _Say) -> None:
         while True:

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 import httpx
 import msgspec
 
-from kamacache.cluster.discovery.retry import SourceError
+from kamacache.cluster.discovery.retry import SourceError, to_the_end
 from kamacache.cluster.membership import Member
 from kamacache.limits import DISCOVERY_BYTES_MAX, DISCOVERY_TIMEOUT_S
 
@@ -155,6 +155,11 @@ class NacosClient:
         return self._token
 
     async def _send(self, method: str, path: str, **parts: Any) -> tuple[int, bytes]:
+        return await to_the_end(self._exchange(method, path, parts))
+
+    async def _exchange(
+        self, method: str, path: str, parts: Mapping[str, Any]
+    ) -> tuple[int, bytes]:
         body = b""
         try:
             async with (

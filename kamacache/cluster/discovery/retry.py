@@ -10,13 +10,15 @@ import logging
 import random
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from kamacache.errors import KamaCacheError
 from kamacache.limits import DISCOVERY_RETRY_FIRST_S, DISCOVERY_RETRY_MAX_S, LOG_EVERY_S
 
 REASONS_MAX: Final = 16
 REASON_CHARS_MAX: Final = 300
+CLEAN_UP_S: Final = 0.2
+_T = TypeVar("_T")
 
 log = logging.getLogger("kamacache.discovery")
 
@@ -118,9 +120,29 @@ async def until_first(*parts: Coroutine[Any, Any, None]) -> None:
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await to_the_end(asyncio.wait(tasks))
     for task in done:
         task.result()
+
+
+async def to_the_end(part: Coroutine[Any, Any, _T]) -> _T:
+    """Run what must not be broken off until it has ended, also where the caller is cancelled.
+
+    Closing a connection is such a thing: a cancelled close leaves it open. So is a request of
+    httpx's, cancelled in which it left a socket open in 1 of 20 runs of the tests; where, 3,000
+    aimed cancellations did not show. At most `CLEAN_UP_S` longer, twice where it hangs.
+    """
+    task = asyncio.ensure_future(part)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait((task,), timeout=CLEAN_UP_S)
+        if not task.done():
+            task.cancel()
+            await asyncio.wait((task,), timeout=CLEAN_UP_S)
+        if task.done() and not task.cancelled():
+            task.exception()  # looked at: nobody else will
+        raise
 
 
 async def for_ever() -> None:

@@ -7,7 +7,14 @@ import logging
 
 import pytest
 
-from kamacache.cluster.discovery.retry import REASONS_MAX, Backoff, Report, SourceError, until_first
+from kamacache.cluster.discovery.retry import (
+    REASONS_MAX,
+    Backoff,
+    Report,
+    SourceError,
+    to_the_end,
+    until_first,
+)
 from kamacache.limits import LOG_EVERY_S
 
 
@@ -90,3 +97,50 @@ async def test_parts_end_with_their_caller() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert ended == ["waits", "waits"]
+
+
+async def test_what_must_not_be_broken_off_ends_before_its_cancelled_caller() -> None:
+    steps: list[str] = []
+    begun = asyncio.Event()
+
+    async def closes() -> str:
+        begun.set()
+        await asyncio.sleep(0.05)
+        steps.append("closed")
+        return "done"
+
+    assert await to_the_end(closes()) == "done"
+    begun.clear()
+    task = asyncio.create_task(to_the_end(closes()))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert steps == ["closed", "closed"]
+
+
+async def test_what_does_not_end_is_broken_off_after_a_while() -> None:
+    ended: list[str] = []
+    begun = asyncio.Event()
+
+    async def hangs() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("hangs")
+
+    task = asyncio.create_task(to_the_end(hangs()))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended == ["hangs"]
+
+
+async def test_an_error_is_the_callers() -> None:
+    async def fails() -> None:
+        raise SourceError("broken")
+
+    with pytest.raises(SourceError, match="broken"):
+        await to_the_end(fails())
