@@ -334,6 +334,16 @@ class Cluster:
             assert time.monotonic() < end_s, f"not linked within {deadline_s} s: {seen}"
             time.sleep(0.02)
 
+    def await_links(self, expected: Mapping[int, int], deadline_s: float = LINKED_S) -> None:
+        """Wait until each of these nodes, by number, has so many links up."""
+        end_s = time.monotonic() + deadline_s
+        while True:
+            links = {number: self.nodes[number].links() for number in expected}
+            if {number: found and found[1] for number, found in links.items()} == expected:
+                return
+            assert time.monotonic() < end_s, f"not {expected} within {deadline_s} s: {links}"
+            time.sleep(0.02)
+
     def await_unlinked(self, node: ClusterNode, deadline_s: float = 5.0) -> None:
         """Wait until every node that runs has seen that this one is gone."""
         self.await_linked([other for other in self.running if other is not node], deadline_s)

@@ -13,8 +13,8 @@ import pytest
 from kamacache.cluster.membership import Member
 from kamacache.cluster.ring import Ring
 from kamacache.errors import KamaCacheError
-from tests.cluster_app import MIRROR_TTL_S
-from tests.cluster_nodes import Cluster, ClusterNode, MakeCluster
+from tests.cluster_app import SHORT_MIRROR_TTL_S
+from tests.cluster_nodes import Cluster, ClusterNode, MakeCluster, NodeGroup
 from tests.history import now
 
 pytestmark = pytest.mark.integration
@@ -33,7 +33,7 @@ def test_nodes_with_different_peers_never_loop_or_block(make_cluster: MakeCluste
     """Each key: asked of all nodes at once, by their different rings."""
     cluster = make_cluster(3, peers={0: [0, 1, 2], 1: [0, 1], 2: [1, 2]})
     cluster.start(linked=False)
-    wait_linked({0: 4, 1: 2, 2: 2}, cluster.nodes)
+    cluster.await_links({0: 4, 1: 2, 2: 2})
     keys = [f"disagree-{number}" for number in range(120)]
     cluster.database.delay(0.01)
     began_s = now()
@@ -57,14 +57,6 @@ def test_nodes_with_different_peers_never_loop_or_block(make_cluster: MakeCluste
         assert node.group().delete(key) is True
         assert node.group().get(key) == f"v-{key}"
     assert sum(node.group().stats()["loads_not_owned"] for node in cluster.nodes) > 0
-
-
-def wait_linked(expected: dict[int, int], nodes: list[ClusterNode]) -> None:
-    """Wait until each node, by its number, has so many links up."""
-    end_s = now() + 15
-    while {node.number: (node.links() or (0, 0))[1] for node in nodes} != expected:
-        assert now() < end_s, [node.links() for node in nodes]
-        time.sleep(0.02)
 
 
 def test_a_joining_node_costs_the_database_few_loads(make_cluster: MakeCluster) -> None:
@@ -129,7 +121,7 @@ def test_writes_of_a_node_while_its_keys_move_are_what_all_read_afterwards(
         linked = all(node.links() == (4, 4) for node in cluster.nodes)
         assert now() < end_s
     for node in (third, other, writer):
-        await_values(node, newest)
+        await_values(node.group(), newest)
 
 
 @pytest.mark.parametrize(
@@ -156,33 +148,33 @@ def test_a_write_by_the_former_ring_is_what_all_read_when_they_agree(
     keys = list(islice(cluster.keys_of(third, "former"), 20))
     for key in keys:
         cluster.database.write(key, b"1")
-        early.group().set(key, "1")
+        early.group("short").set(key, "1")
     cluster.list_members(0, 1, 2, to=[2])
     third.start()
     cluster.list_members(0, 1, 2, to=[0])
-    wait_linked({0: 4, 1: 2, 2: 4}, cluster.nodes)
+    cluster.await_links({0: 4, 1: 2, 2: 4})
     for key in keys:
         if wrote_before:
             cluster.database.write(key, b"2")
-            early.group().set(key, "2")
+            early.group("short").set(key, "2")
         else:
-            assert early.group().get(key) == "1"
+            assert early.group("short").get(key) == "1"
     for key in keys:
         cluster.database.write(key, b"3")
-        late.group().set(key, "3")
-        assert late.group().get(key) == "3"
+        late.group("short").set(key, "3")
+        assert late.group("short").get(key) == "3"
     cluster.list_members(0, 1, 2, to=[1])
     cluster.await_linked()
-    time.sleep(MIRROR_TTL_S + 1)  # what is a mirror is over
+    time.sleep(SHORT_MIRROR_TTL_S + 1)  # what is a mirror is over
     for node in cluster.nodes:
-        await_values(node, dict.fromkeys(keys, "3"))
+        await_values(node.group("short"), dict.fromkeys(keys, "3"))
 
 
-def await_values(node: ClusterNode, expected: dict[str, str]) -> None:
+def await_values(group: NodeGroup, expected: dict[str, str]) -> None:
     """Read until all are as expected, for a second at most."""
     end_s = now() + 1.0
-    while found := [key for key, value in expected.items() if node.group().get(key) != value]:
-        assert now() < end_s, f"{node} has {node.group().get_many(found)}"
+    while found := [key for key, value in expected.items() if group.get(key) != value]:
+        assert now() < end_s, f"a node has {group.get_many(found)}"
 
 
 def read_on(node: ClusterNode, keys: list[str], stop: threading.Event) -> list[str]:
@@ -215,7 +207,7 @@ def test_a_draining_node_says_so_finishes_and_nobody_notices(make_cluster: MakeC
         reading = [threads.submit(read_on, node, keys, stop) for node in others]
         try:
             leaver.terminate()
-            wait_linked({1: 2, 2: 2}, others)  # told, they use its links no more
+            cluster.await_links({1: 2, 2: 2})  # told, they use its links no more
             fresh = list(islice(cluster.keys_of(leaver, "fresh"), 20))
             for node in others:
                 for one in fresh:

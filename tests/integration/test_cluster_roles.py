@@ -45,7 +45,7 @@ def test_kill_of_roles_gives_no_wrong_value(
             process = node.process.role(role)
             if process is not None:
                 process.kill()
-            time.sleep(draw.choice((0.1, 0.3, 0.8)))  # no synchronisation: what varies
+            time.sleep(draw.choice((0.1, 0.2, 0.5)))  # no synchronisation: what varies
         cluster.await_linked()
         ended_s = now()
         time.sleep(1)

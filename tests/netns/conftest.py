@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster_nodes import make_cluster
+from tests.cluster_nodes import Cluster, MakeCluster, make_cluster
 from tests.netns.network import Network, NetworkRefusedError
 
-__all__ = ["make_cluster", "network"]
+__all__ = ["cluster", "make_cluster", "network"]
 
 
 @pytest.fixture
@@ -24,3 +24,13 @@ def network() -> Iterator[Network]:
         yield made
     finally:
         made.__exit__()
+
+
+@pytest.fixture
+def cluster(make_cluster: MakeCluster, network: Network) -> Cluster:
+    """Three linked nodes, each in a namespace of its own."""
+    made = make_cluster(3, hosts=network.hosts, arguments=["--insecure"])
+    for node in made.nodes:
+        node.prefix = network.prefix(node.number)
+    made.start()
+    return made

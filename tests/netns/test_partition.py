@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from itertools import islice
 
 import pytest
@@ -11,9 +10,8 @@ import pytest
 from kamacache.errors import KamaCacheError
 from kamacache.limits import PEER_RETRY_MAX_S, PEER_SILENCE_S
 from tests.cluster_app import SHORT_MIRROR_TTL_S
-from tests.cluster_driver import Work
-from tests.cluster_nodes import Cluster, MakeCluster
-from tests.history import Cut, Journal, Rules, assert_legal, now
+from tests.cluster_nodes import Cluster
+from tests.history import now
 from tests.netns.network import Network
 
 pytestmark = pytest.mark.integration
@@ -21,23 +19,6 @@ pytestmark = pytest.mark.integration
 BUSY_S = 1.5  # what a machine with other work adds
 TIMEOUT_S = 5.0
 AGREED_S = PEER_RETRY_MAX_S + SHORT_MIRROR_TTL_S + BUSY_S  # after a link was healed
-
-
-@pytest.fixture
-def cluster(make_cluster: MakeCluster, network: Network) -> Cluster:
-    made = make_cluster(3, hosts=network.hosts, arguments=["--insecure"])
-    for node in made.nodes:
-        node.prefix = network.prefix(node.number)
-    made.start()
-    return made
-
-
-def await_links(cluster: Cluster, expected: list[int], deadline_s: float) -> None:
-    """Wait until each node's workers have so many links up."""
-    end_s = now() + deadline_s
-    while [(node.links() or (0, -1))[1] for node in cluster.nodes] != expected:
-        assert now() < end_s, [node.links() for node in cluster.nodes]
-        time.sleep(0.02)
 
 
 def test_both_sides_serve_and_agree_after_the_heal(cluster: Cluster, network: Network) -> None:
@@ -50,7 +31,7 @@ def test_both_sides_serve_and_agree_after_the_heal(cluster: Cluster, network: Ne
         assert alone.group("short").get(key) == "1"
     network.isolate(0)
     cut_s = now()
-    await_links(cluster, [0, 2, 2], PEER_SILENCE_S + BUSY_S + 1)
+    cluster.await_links({0: 0, 1: 2, 2: 2}, PEER_SILENCE_S + BUSY_S + 1)
     # One side writes half of the keys, the other one the others.
     newest = {}
     for number, key in enumerate(keys):
@@ -71,7 +52,7 @@ def test_both_sides_serve_and_agree_after_the_heal(cluster: Cluster, network: Ne
     assert now() - cut_s < 15
     network.rejoin(0)
     healed_s = now()
-    await_links(cluster, [4, 4, 4], 10)
+    cluster.await_links({0: 4, 1: 4, 2: 4}, 10)
     time.sleep(max(0.0, healed_s + AGREED_S - now()))
     for node in cluster.nodes:
         for key in keys:
@@ -99,48 +80,10 @@ def test_a_mirror_behind_a_cut_link_is_as_old_as_its_time_at_most(
         assert reader.group("short").get(key) == "2"
     network.heal(0, 2)
     healed_s = now()
-    await_links(cluster, [4, 4, 4], 10)
+    cluster.await_links({0: 4, 1: 4, 2: 4}, 10)
     time.sleep(max(0.0, healed_s + AGREED_S - now()))
     for key in keys:
         assert reader.group("short").get(key) == "2"
-
-
-def test_history_through_cuts_of_all_kinds_is_legal(cluster: Cluster, network: Network) -> None:
-    cluster.database.delay(0.003)
-    work = Work(
-        "register", [f"r{number}" for number in range(12)], timeout_s=TIMEOUT_S, pause_s=0.004
-    )
-    journal = Journal()
-    cuts = []
-    with cluster.drivers(2) as drivers:
-        for driver in drivers:
-            driver.begin(work)
-        time.sleep(1)
-        faults: tuple[Callable[[], None], ...] = (
-            lambda: network.isolate(1),
-            lambda: network.cut(0, 2),
-            lambda: network.unplug(2),
-        )
-        for cut in faults:
-            began_s = now()
-            cut()
-            time.sleep(2.5)  # long enough for all to notice
-            for number in range(3):
-                network.rejoin(number)
-            network.plug(2)
-            await_links(cluster, [4, 4, 4], 10)
-            # Noticed as late as a silent link is; whole again when links are up and mirrors over.
-            # Meanwhile a node that wrote by way of a third may read, by way of another, what the
-            # owner still has: see test_a_node_reads_what_it_wrote_by_way_of_a_third.
-            cuts.append(Cut(began_s - 0.1, now(), SHORT_MIRROR_TTL_S + BUSY_S, own_too=True))
-            time.sleep(SHORT_MIRROR_TTL_S)
-        found = [driver.finish(journal) for driver in drivers]
-    rules = Rules(other_node_s=0.8, unsure_s=TIMEOUT_S, cuts=tuple(cuts))
-    assert_legal(journal.writes, journal.reads, rules)
-    for one in found:
-        assert one.operations > 100
-        assert one.slowest_s < TIMEOUT_S + BUSY_S
-        assert [error for error in one.errors if error["took_s"] > TIMEOUT_S + BUSY_S] == []
 
 
 def test_a_node_cut_off_and_written_to_tells_a_late_owner_nothing_old(
@@ -149,7 +92,7 @@ def test_a_node_cut_off_and_written_to_tells_a_late_owner_nothing_old(
     """A write on its way to an owner when the link fails is not applied there after a newer one."""
     owner, writer, other = cluster.nodes
     keys = list(islice(cluster.keys_of(owner, "late"), 6))
-    for turn in range(2):
+    for turn in range(1):
         network.cut_way(0, 1)  # the owner gets what the writer sends; its answers are lost
         for key in keys:
             try:
@@ -159,7 +102,7 @@ def test_a_node_cut_off_and_written_to_tells_a_late_owner_nothing_old(
         for key in keys:
             other.group("plain").set(key, f"{turn} newer")
         network.heal(0, 1)
-        await_links(cluster, [4, 4, 4], 10)
+        cluster.await_links({0: 4, 1: 4, 2: 4}, 10)
         time.sleep(AGREED_S)
         seen = {
             node.number: [node.group("plain").get(key) for key in keys] for node in cluster.nodes
@@ -183,12 +126,12 @@ def test_a_node_reads_what_it_wrote_by_way_of_a_third(cluster: Cluster, network:
         cluster.database.write(key, b"old")
         owner.group("short").set(key, "old")
     network.isolate(1)
-    await_links(cluster, [2, 0, 2], PEER_SILENCE_S + BUSY_S + 1)
+    cluster.await_links({0: 2, 1: 0, 2: 2}, PEER_SILENCE_S + BUSY_S + 1)
     for key in keys:
         cluster.database.write(key, b"new")
         group.set(key, "new")
     network.heal(0, 1)
-    await_links(cluster, [4, 2, 2], 10)
+    cluster.await_links({0: 4, 1: 2, 2: 2}, 10)
     back_s = now()
     while now() - back_s < 2 * SHORT_MIRROR_TTL_S:
         assert [group.get(key) for key in keys] == ["new"] * len(keys)
