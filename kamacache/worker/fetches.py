@@ -40,9 +40,11 @@ from kamacache.errors import (
     ValueTooLargeError,
     from_fields,
 )
-from kamacache.limits import PEER_PEEK_S, PEER_TRIES_MAX
-from kamacache.wire.messages import PEEK, Absent, Failure, Get, GetMany, Value, Values
-from kamacache.worker.loader import Flight, Loader, Outcome, Waiter
+from kamacache.limits import PEER_TRIES_MAX
+from kamacache.wire.messages import Failure, Get, GetMany, Value, Values
+from kamacache.worker.flights import Flight, Outcome, Waiter
+from kamacache.worker.loader import Loader
+from kamacache.worker.peeks import Peeking
 from kamacache.worker.repeated import RepeatedLog
 
 if TYPE_CHECKING:
@@ -368,7 +370,7 @@ class ClusterReads:
                 by_holder.setdefault(holder, []).append(key)
         started: dict[bytes, Flight | LoadError] = {}
         if by_holder:
-            peeking = Peeking(self, depth, chain)
+            peeking = Peeking(self.loader, self.counters, depth, chain)
             for holder, held in by_holder.items():
                 for key in held:
                     started[key] = peeking.ask(holder, key, waiter)
@@ -377,50 +379,3 @@ class ClusterReads:
             flights = self.loader.load_many(rest, depth, chain, waiter)
             started.update(zip(rest, flights, strict=True))
         return [started[key] for key in keys]
-
-
-class Peeking:
-    """Own keys that another node may hold; those that it does not are loaded together."""
-
-    __slots__ = ("_absent", "_chain", "_deadline_s", "_depth", "_outstanding", "_reads")
-
-    def __init__(self, reads: ClusterReads, depth: int, chain: Chain) -> None:
-        self._reads = reads
-        self._depth = depth
-        self._chain = chain
-        self._deadline_s = time.monotonic() + min(PEER_PEEK_S, reads.loader.spec.load_timeout_s)
-        self._outstanding = 0
-        self._absent: list[Flight] = []
-
-    def ask(self, holder: Link, key: bytes, waiter: Waiter) -> Flight:
-        """Ask for one key; its flight may be joined meanwhile."""
-        loader = self._reads.loader
-        flight = loader.flights[key] = Flight(key, loader.shard.now(), depth=self._depth)
-        flight.waiters[waiter] = None
-        self._outstanding += 1
-        self._reads.counters["peeks"] += 1
-        request = Get(group=loader.spec.name, key=key, flags=PEEK)
-        holder.send(request, partial(self._answered, flight), self._deadline_s)
-        return flight
-
-    def _answered(self, flight: Flight, outcome: Any) -> None:
-        self._outstanding -= 1
-        held = type(outcome) is Value and outcome.version
-        if held:
-            self._keep(flight, outcome)
-        else:
-            if type(outcome) is not Absent:
-                flight.version = self._reads.loader.shard.now()
-            self._absent.append(flight)
-        if not self._outstanding and self._absent:
-            self._reads.loader.begin(self._absent, self._depth, self._chain)
-
-    def _keep(self, flight: Flight, held: Value) -> None:
-        reads = self._reads
-        loader, key = reads.loader, flight.key
-        reads.counters["peek_hits"] += 1
-        if loader.flights.get(key) is flight:
-            del loader.flights[key]
-            if held.value is not None or loader.spec.negative_ttl_ms:
-                loader.keep(key, held.value, held.version, held.ttl_ms)
-        flight.settle(held.value)

@@ -42,7 +42,8 @@ from kamacache.wire.messages import (
     StatsReply,
 )
 from kamacache.worker.fetches import ClusterReads
-from kamacache.worker.loader import Flight, Loader, Outcome, Shard
+from kamacache.worker.flights import Flight, Outcome
+from kamacache.worker.loader import Loader
 from kamacache.worker.pools import GetterThreads
 from kamacache.worker.replies import (
     peer_value_reply,
@@ -50,6 +51,7 @@ from kamacache.worker.replies import (
     value_reply,
     values_reply,
 )
+from kamacache.worker.shard import Shard
 from kamacache.worker.waiters import Asker, ManyWaiter, OneWaiter, Wait
 
 if TYPE_CHECKING:

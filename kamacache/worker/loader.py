@@ -28,7 +28,7 @@ import contextvars
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from kamacache.calls import Call, ChainLink, current
 from kamacache.clock import boottime_ms
@@ -36,11 +36,11 @@ from kamacache.config import GroupSpec
 from kamacache.errors import DeadlineExceededError, KamaCacheError, LoadError, ValueTooLargeError
 from kamacache.getters import Loadable, Loaded
 from kamacache.limits import LOAD_DEPTH_MAX, LOADS_QUEUED_MAX
-from kamacache.store import Held
+from kamacache.worker.flights import Flight, Outcome, Waiter
 from kamacache.worker.pools import DepthPool, GetterThreads, Job
 from kamacache.worker.repeated import RepeatedLog
+from kamacache.worker.shard import Shard
 
-Outcome = Loaded | KamaCacheError
 Outcomes = dict[bytes, Loaded] | KamaCacheError
 
 CHAIN_KEYS_MAX: Final = 64  # keys of one getter_many call that its nested calls' chain names
@@ -56,74 +56,6 @@ COUNTERS: Final = (
 )
 
 log = RepeatedLog(logging.getLogger("kamacache.worker.loader"))
-
-
-class Shard(Protocol):
-    """What the loader and the handlers need of `kamacache.store.ShardWriter`."""
-
-    def get(self, key: bytes) -> object: ...
-    def put_many(self, items: Sequence[tuple[bytes, bytes]], expiry_ms: int = 0) -> None:
-        """Store values of distinct keys; an error before any is stored."""
-
-    def put(
-        self,
-        key: bytes,
-        value: bytes,
-        expiry_ms: int = 0,
-        *,
-        negative: bool = False,
-        version: int | None = None,
-        mirror: bool = False,
-    ) -> bool: ...
-    def delete(self, key: bytes) -> bool: ...
-    def held(self, key: bytes) -> Held | None: ...
-    def now(self) -> int: ...
-    def observe(self, version: int) -> None: ...
-    @property
-    def last_version(self) -> int: ...
-    def drop_older(self, key: bytes, version: int) -> bool: ...
-    def flush_older(self, version: int, start: int, count: int) -> int: ...
-    def sweep(self, keep: Callable[[bytes], bool], start: int, count: int) -> int: ...
-    def maintain(self) -> None: ...
-    def stats(self) -> dict[str, int]: ...
-    def close(self) -> None: ...
-
-
-class Waiter(Protocol):
-    """Who waits for a flight."""
-
-    def settle(self, flight: Flight, outcome: Outcome) -> None:
-        """Take the outcome. Called once per flight joined, unless `Flight.leave` came first."""
-
-
-class Flight:
-    """One key's load in progress; ``version`` is the shard's clock when it began.
-
-    What is loaded is stored with that version, so a write that came after the beginning wins,
-    whichever node it was made at.
-    """
-
-    __slots__ = ("batched", "depth", "job", "key", "settled", "version", "waiters")
-
-    def __init__(self, key: bytes, version: int = 0, *, depth: int = 0) -> None:
-        self.key = key
-        self.version = version
-        self.depth = depth  # of the deepest asker
-        self.job: LoadJob | None = None  # None: a peer is asked first, or instead
-        self.batched = False  # a peer is asked for it among others, and answers when all are there
-        self.settled = False
-        self.waiters: dict[Waiter, None] = {}  # ordered, and quick to leave
-
-    def leave(self, waiter: Waiter) -> None:
-        """Wait no longer."""
-        self.waiters.pop(waiter, None)
-
-    def settle(self, outcome: Outcome) -> None:
-        """Give the outcome to all who wait."""
-        self.settled = True
-        waiters, self.waiters = self.waiters, {}
-        for waiter in waiters:
-            waiter.settle(self, outcome)
 
 
 class LoadJob(Job):

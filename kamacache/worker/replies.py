@@ -12,7 +12,7 @@ from kamacache.errors import KamaCacheError, ValueTooLargeError, to_fields
 from kamacache.limits import FRAME_BYTES_MAX, KEY_BYTES_MAX
 from kamacache.store import Held
 from kamacache.wire.messages import PAYLOAD_SLACK_BYTES, Failure, KeyFailure, Reply, Value, Values
-from kamacache.worker.loader import Outcome
+from kamacache.worker.flights import Outcome
 
 VALUE_FRAME_BYTES_MAX: Final = FRAME_BYTES_MAX - PAYLOAD_SLACK_BYTES
 _PER_VALUE_BYTES: Final = 8  # msgpack's length in front of each value, with room

@@ -12,7 +12,7 @@ from typing import Protocol
 from kamacache.config import GroupSpec
 from kamacache.errors import DeadlineExceededError, KamaCacheError
 from kamacache.wire.messages import FROM_PEER, GetMany, Reply, Request
-from kamacache.worker.loader import Flight, Outcome
+from kamacache.worker.flights import Flight, Outcome
 from kamacache.worker.replies import (
     Holder,
     failure,
