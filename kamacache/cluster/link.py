@@ -40,6 +40,7 @@ from kamacache.cluster.exchange import (
 )
 from kamacache.cluster.greeting import Greeting, LinkEnd, RefusedError
 from kamacache.cluster.invalidations import InvalidationQueue
+from kamacache.cluster.linklog import LinkLog
 from kamacache.cluster.silence import Silence, Verdict
 from kamacache.cluster.stream import LINK_METHOD, FrameSender, FrameSplitter, pack
 from kamacache.limits import (
@@ -131,7 +132,7 @@ class PeerLink:
         self._hurry = asyncio.Event()
         self._settled = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._logged = ""
+        self._log: Final = LinkLog(address)
         self._counts: Final = dict.fromkeys(
             (*COUNTERS, "messages", "bytes", "connects", "invalidations_sent", "flushes_sent"), 0
         )
@@ -261,7 +262,7 @@ class PeerLink:
                 except RefusedError as error:
                     reason, least_s = str(error), PEER_REFUSED_RETRY_S
                 except (grpc.RpcError, OSError, DecodeError, asyncio.InvalidStateError) as error:
-                    reason = _reason(error)
+                    reason, least_s = _reason(error)
                 except Exception as error:
                     log.exception("a peer link failed unexpectedly", extra={"peer": self.address})
                     reason = type(error).__name__
@@ -378,7 +379,7 @@ class PeerLink:
         if not self._draining and self._exchange is not None:
             self._draining = True
             self._exchange.say(self._greeting.hello())
-            log.info("a peer drains", extra={"peer": self.address})
+            self._log.draining()
             if self.up:
                 self._turn("")
 
@@ -410,18 +411,12 @@ class PeerLink:
         if failed:
             drained = self._draining
             self._lose()
-            # Further tries that fail are no news.
-            if failed != CLOSED and (not self._logged or (refused and self._logged != failed)):
-                self._logged = failed
-                level = logging.ERROR if refused else logging.WARNING
-                log.log(
-                    logging.INFO if drained else level,
-                    "the link to a peer is down",
-                    extra={"peer": self.address, "reason": failed},
-                )
+            if refused:
+                self._log.refused(failed)
+            elif failed != CLOSED:
+                self._log.down(failed, drained=drained)
         elif not was_up:
-            self._logged = ""
-            log.info("the link to a peer is up", extra={"peer": self.address})
+            self._log.up()
         self.up = not failed
         self.usable = self.up and not self._draining and self._returning is None
         if self.up and not self.settled:
@@ -460,10 +455,12 @@ class PeerLink:
         self._on_change(self)
 
 
-def _reason(error: BaseException) -> str:
-    """Return what an error of grpc says, in short."""
+def _reason(error: BaseException) -> tuple[str, float]:
+    """Return what an error of grpc says, in short, and how long to wait at least, in seconds."""
     if isinstance(error, grpc.aio.AioRpcError):
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-            return "the node is not part of a cluster: start it with --peers or --discover"
-        return f"{error.code().name}: {error.details()}"[:200]
-    return f"{type(error).__name__}: {error}"[:200]
+            what = "the node is not part of a cluster: start it with --peers or --discover"
+            return what, PEER_REFUSED_RETRY_S
+        # What gRPC says ends with what the system said: "... connect: Connection refused (111)".
+        return f"{error.code().name}: {(error.details() or '').rpartition(': ')[2]}"[:200], 0.0
+    return f"{type(error).__name__}: {error}"[:200], 0.0
