@@ -13,7 +13,7 @@ from tests.cluster_driver import Work
 from tests.cluster_nodes import MakeCluster
 from tests.history import Cut, Journal, Rules, assert_legal, now, worst_lag_s
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
 BUSY_S = 1.5  # what a machine with other work adds
 TIMEOUT_S = 5.0
