@@ -18,7 +18,9 @@ else:  # not Linux: single-instance mode and the remote client only
     boottime_s = time.monotonic
 
 VERSION_BITS: Final = 56  # units of 256 ns since 1970: to the year 2554
-VERSION_MAX: Final = (1 << VERSION_BITS) - 1
+# The greatest that is taken from elsewhere, of the year 2262: as many versions are left to follow
+# it. Were the last one of `VERSION_BITS` taken, no shard could be written to any more.
+VERSION_MAX: Final = (1 << (VERSION_BITS - 1)) - 1
 STAMP_SHIFT: Final = 8
 _STAMP_STEP: Final = 1 << STAMP_SHIFT
 _STAMP_MASK: Final = -_STAMP_STEP
@@ -64,10 +66,9 @@ class HybridClock:
     def observe(self, version: int) -> None:
         """Take note of a version from elsewhere, so that later ones are greater.
 
-        Raises OverflowError for one that no clock issues before the year 2554: it would leave
-        no room for later ones.
+        Raises OverflowError for one above `VERSION_MAX`: it would leave no room for later ones.
         """
         if not 0 <= version <= VERSION_MAX:
-            raise OverflowError(f"version {version} is not of {VERSION_BITS} bits")
+            raise OverflowError(f"version {version} is none that a clock issues before 2262")
         if version > self.last:
             self.stamp = version << STAMP_SHIFT

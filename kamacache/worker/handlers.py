@@ -126,6 +126,14 @@ def check_key(key: bytes) -> None:
         )
 
 
+def observe(shard: Shard, version: int) -> None:
+    """Let a shard take note of another node's clock; `KamaCacheError` where it is none."""
+    try:
+        shard.observe(version)
+    except OverflowError as error:
+        raise KamaCacheError(f"another node's clock is not believed: {error}") from error
+
+
 def distinct_items(request: SetMany) -> list[tuple[bytes, bytes]]:
     """Return what a batch stores, the last value of each key; its keys are checked."""
     items = request.items
@@ -194,7 +202,7 @@ class Handlers:
         if request.flags & PEEK:
             return Absent(request.id)
         if request.sent:
-            group.shard.observe(request.sent)
+            observe(group.shard, request.sent)
         self._check_load(request)
         if request.depth:
             check_chain(request.group, key, request.depth, request.chain)
@@ -232,7 +240,7 @@ class Handlers:
         if not missing:
             return _values(request, outcomes, group)
         if request.sent:
-            group.shard.observe(request.sent)
+            observe(group.shard, request.sent)
         self._check_load(request)
         loadable: list[bytes] = []
         for key in missing:

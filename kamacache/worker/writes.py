@@ -50,6 +50,7 @@ from kamacache.worker.handlers import (
     check_batch,
     check_key,
     distinct_items,
+    observe,
 )
 from kamacache.worker.pending import Item, PendingWrite
 from kamacache.worker.replies import failure
@@ -127,6 +128,7 @@ class Writes:
         reads = group.reads
         assert isinstance(reads, ClusterReads)
         shard, detach, written, dropped = group.shard, reads.detach, reads.written, 0
+        observe(shard, max([version for _, version in request.items], default=0))
         for key, version in request.items:
             detach(key)
             written(key, version)
@@ -149,8 +151,8 @@ class Writes:
             for group in groups:
                 reads = group.reads
                 assert isinstance(reads, ClusterReads)
+                observe(group.shard, request.version)
                 reads.detach_all(request.version)
-                group.shard.observe(request.version)
                 start = 0
                 while start >= 0:
                     start = group.shard.flush_older(request.version, start, SWEEP_SLOTS)
@@ -158,8 +160,6 @@ class Writes:
             self.counters["flushes_taken"] += 1
         except KamaCacheError as error:
             reply = failure(request.id, error)
-        except OverflowError as error:
-            reply = failure(request.id, KamaCacheError(f"a flush of no version: {error}"))
         asker.answer(reply)
 
     def peer_seen(self, request: PeerSeen, asker: Asker) -> Reply:
@@ -241,7 +241,7 @@ class Writes:
 
     def _check_fresh(self, group: HostedGroup, request: Request) -> None:
         if request.sent:
-            group.shard.observe(request.sent)
+            observe(group.shard, request.sent)
         if request.until_ms and boottime_ms() > request.until_ms:
             self.counters["writes_late"] += 1
             raise DeadlineExceededError(

@@ -379,6 +379,15 @@ def test_a_version_that_no_clock_issues_is_refused_and_changes_nothing(
     assert shard.writer.last_version == before
 
 
+def test_the_greatest_version_that_is_taken_leaves_room_for_writes(shard: Shard) -> None:
+    shard.writer.observe(VERSION_MAX)
+    shard.writer.put_many([(b"%d" % number, b"v") for number in range(1_000)])
+    shard.writer.put(b"k", b"v")
+    assert shard.writer.now() > VERSION_MAX
+    assert shard.open_writer().now() > VERSION_MAX + 1
+    assert shard.writer.get(b"k") == b"v"
+
+
 def test_a_refused_put_is_observed_all_the_same(shard: Shard) -> None:
     ahead = (time.time_ns() >> 8) + (1 << 40)
     shard.writer.put(b"k", b"v", version=ahead + 1)

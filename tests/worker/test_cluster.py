@@ -11,9 +11,21 @@ from typing import Any
 
 import pytest
 
+from kamacache.clock import VERSION_MAX
 from kamacache.cluster.exchange import overloaded
 from kamacache.limits import PEER_WRITE_S
-from kamacache.wire.messages import FROM_PEER, Done, Failure, Flush, Get, Set
+from kamacache.wire.messages import (
+    FROM_PEER,
+    Delete,
+    Done,
+    Failure,
+    Flush,
+    Get,
+    GetMany,
+    Invalidate,
+    Request,
+    Set,
+)
 from tests.worker.linked import Node, key_of
 
 NAMES = ("a:1", "b:1", "c:1")
@@ -422,6 +434,32 @@ async def test_a_flush_drops_all_that_is_older(nodes: list[Node]) -> None:
     assert isinstance(reply, Done)
     assert a.held(key) is None
     assert a.held(newer) == b"new" or not a.peers.owns(newer)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Get(key=b"k", sent=1 << 56),
+        GetMany(keys=[b"k"], sent=1 << 62),
+        Set(key=b"k", value=b"w", sent=VERSION_MAX + 1),
+        Delete(key=b"k", sent=VERSION_MAX + 1),
+        Invalidate(items=[(b"k", 5), (b"k", VERSION_MAX + 1)]),
+        Flush(version=VERSION_MAX + 1),
+    ],
+    ids=lambda request: type(request).__name__,
+)
+async def test_a_clock_that_cannot_be_is_not_believed_and_writes_go_on(
+    nodes: list[Node], request_: Request
+) -> None:
+    a = nodes[0]
+    request_.flags = FROM_PEER
+    failed = await a.ask(request_)
+    assert isinstance(failed, Failure)
+    assert "clock is not believed" in failed.message
+    key = key_of(a, nodes)
+    assert isinstance(await a.set(key, b"v"), Done)
+    assert a.held(key) == b"v"
+    assert a.shard.last_version < VERSION_MAX
 
 
 async def test_nobody_is_asked_for_what_this_nodes_invalidations_are_still_to_drop(
