@@ -431,9 +431,9 @@ class Group:
             return engine
         run_dir = os.environ.get(RUN_DIR_VARIABLE)
         if run_dir and not engines.chosen():
-            from kamacache.local.attach import attach
+            from kamacache.local.attach import attach_first
 
-            attach(run_dir)
+            attach_first(run_dir)
         with self._starting:
             engine = self._engine
             if engine is None:

@@ -63,6 +63,7 @@ PEER_RETRY_FIRST_S: Final = 0.02
 PEER_RETRY_MAX_S: Final = 0.5  # jittered down to half
 PEER_RETURN_S: Final = 1.0  # that a node which comes back with its memory waits to be asked again
 PEER_STRANGE_S: Final = 5.0  # a peer first reached later than this drops what is older than that
+RECENT_ITEMS_MAX: Final = 20_000  # keys written of late, of which nodes that join are told
 PEERS_DEPARTED_MAX: Final = 8  # nodes that left, for which invalidations are still collected
 PEER_REQUESTS_MAX: Final = 4_096  # under way on one link
 PEER_UNSENT_BYTES_MAX: Final = 64 << 20  # of requests that wait on one link

@@ -212,6 +212,10 @@ class PeerLink:
             self._telling = True  # all that this turn of the loop adds goes together
             self._loop.call_soon(self._tell)
 
+    def flush(self) -> None:
+        """Have the peer drop all that is older than the moment at which it is told."""
+        self._invalidations.flush_all()
+
     # -- invalidations ---------------------------------------------------------------------
 
     def _tell(self) -> None:

@@ -15,12 +15,13 @@ that this node owns may still lie elsewhere: `holder_before` names where.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
 from kamacache.cluster.membership import Member, Membership
 from kamacache.cluster.ring import Ring
-from kamacache.limits import HANDOFF_S, PEERS_DEPARTED_MAX
+from kamacache.limits import HANDOFF_S, PEERS_DEPARTED_MAX, RECENT_ITEMS_MAX
 from kamacache.wire.messages import Reply, Request
 
 RINGS_BEFORE_MAX: Final = 4  # a ring takes 0.1 MB a node; a list of peers may flap
@@ -48,6 +49,7 @@ class Link(Protocol):
     def retry_now(self) -> None: ...
     def send(self, request: Request, done: Done, deadline_s: float) -> None: ...
     def invalidate(self, group: str, items: Sequence[tuple[bytes, int]]) -> None: ...
+    def flush(self) -> None: ...
     def stats(self) -> dict[str, int]: ...
 
 
@@ -75,6 +77,11 @@ class Peers:
         # Links to nodes that left. Should one come back with its memory, it must drop what was
         # written meanwhile: so these links still collect it.
         self._departed: dict[str, Link] = {}
+        # Of the last minute, for nodes that this one has not heard of yet: they may hold already
+        # what a write of this node has made old.
+        self._recent: deque[tuple[float, str, Sequence[tuple[bytes, int]]]] = deque()
+        self._recent_items = 0
+        self._forgot_s = float("-inf")  # when the last of those was written that had to give way
         self._up: dict[str, bool] = {}
         self._handoff_until_s = clock_s() + handoff_s  # this node has just begun
         self._rings_before: list[tuple[float, Ring]] = []  # (until when it matters, ring)
@@ -109,8 +116,10 @@ class Peers:
                 self._departed[address] = link
         self._links[membership.own] = None
         for address in sorted(wanted - self._links.keys()):
-            link = self._make_link(address, self._departed.pop(address, None))
-            self._links[address] = link
+            former = self._departed.pop(address, None)
+            link = self._links[address] = self._make_link(address, former)
+            if former is None:
+                self._tell_recent(link)
             link.start()
         for address in [*self._departed][:-PEERS_DEPARTED_MAX]:
             del self._departed[address]
@@ -186,6 +195,37 @@ class Peers:
                 link.invalidate(group, items)
         for link in self._departed.values():
             link.invalidate(group, items)
+        recent, now_s = self._recent, self._clock_s()
+        recent.append((now_s, group, items))
+        self._recent_items += len(items)
+        while recent and (
+            self._recent_items > RECENT_ITEMS_MAX or now_s - recent[0][0] > self._handoff_s
+        ):
+            self._forgot_s, _, old = recent.popleft()
+            self._recent_items -= len(old)
+
+    def invalidate_skipped(self, group: str, key: bytes, version: int, taker: Link) -> None:
+        """Have those drop the key who are before ``taker`` on the ring, and could not take a write.
+
+        Who took it tells them, too; but it may be gone, or later than this node, when they return.
+        """
+        if self._links[self._ring.owner(key)] is taker:
+            return
+        for address in self._ring.owners(key):
+            link = self._links[address]
+            if link is None or link is taker:
+                return
+            link.invalidate(group, [(key, version)])
+
+    def _tell_recent(self, link: Link) -> None:
+        """Have a node that is new to this one drop what this one wrote before it knew of it."""
+        since_s = self._clock_s() - self._handoff_s
+        if self._forgot_s >= since_s:
+            link.flush()
+            return
+        for written_s, group, items in self._recent:
+            if written_s >= since_s:
+                link.invalidate(group, items)
 
     def stats(self) -> dict[str, int]:
         """Return how many peers there are, how many can be asked, and the sums of their links."""

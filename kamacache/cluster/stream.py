@@ -51,7 +51,16 @@ class FrameSplitter:
     __slots__ = ("_reader",)
 
     def __init__(self) -> None:
-        self._reader: Final = FrameReader()  # of frames that go on in the next message
+        self._reader = FrameReader()  # of frames that go on in the next message
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of a frame that is not whole."""
+        return self._reader.held_bytes
+
+    def drop(self) -> None:
+        """Let go of a frame that will not become whole."""
+        self._reader = FrameReader()
 
     def bodies(self, message: bytes) -> Iterator[Body]:
         """Yield what a message makes whole; each body before the next is asked for.

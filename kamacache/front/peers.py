@@ -20,7 +20,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Protocol, cast
 
 import grpc
@@ -34,6 +35,7 @@ from kamacache.hashing import shard_hash, worker_of
 from kamacache.limits import (
     CALL_TIMEOUT_MAX_S,
     LOG_EVERY_S,
+    PARTIAL_BYTES_MAX,
     PEER_DRAIN_S,
     PEER_REQUESTS_MAX,
     PEER_STREAMS_MAX,
@@ -47,7 +49,6 @@ from kamacache.wire.messages import (
     FROM_PEER,
     PEEK,
     PEER_FORMAT,
-    Absent,
     DecodeError,
     Delete,
     DeleteMany,
@@ -103,6 +104,7 @@ class PeersServicer:
         self.name: Final = about.name or about.listen or ""
         self.split: Final = Split(about.hash_seed, about.workers)
         self.draining = False
+        self.partial_bytes = 0  # of half frames, over all streams
         self._streams: set[PeerStream] = set()
         self._streams_max: Final = streams_max
         self._seen_s: dict[str, float] = {}
@@ -186,7 +188,10 @@ class PeerStream:
         self._frames: Final = FrameSplitter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._room: asyncio.Future[None] | None = None  # the reading side waits for a task's end
+        # Keys that the peer has told to drop, until they are gone.
+        self._dropping: dict[bytes, asyncio.Task[None]] = {}
         self._ending = asyncio.Event()
+        self._held = 0  # bytes of half a frame
         self._last_asked = False  # by a peer that knows that this node drains
         self._peer = ""
         self._table: Final[dict[type[Request], Callable[[Any], Reply | None]]] = {
@@ -196,7 +201,7 @@ class PeerStream:
             Delete: self._one,
             SetMany: self._many,
             DeleteMany: self._many,
-            Invalidate: self._many,
+            Invalidate: self._invalidate,
             Flush: self._flush,
             Ping: self._ping,
             Hello: self._hello,
@@ -214,6 +219,8 @@ class PeerStream:
             for task in (*parts, *self._tasks):
                 task.cancel()
             await asyncio.gather(*parts, *self._tasks, return_exceptions=True)
+            self._frames.drop()  # this stream is garbage that only a late collection finds
+            self._hold(0)
         for task in (reading, writing):
             error = None if task.cancelled() else task.exception()
             if isinstance(error, FrameError):
@@ -254,6 +261,15 @@ class PeerStream:
                 while len(tasks) >= PEER_REQUESTS_MAX:
                     self._room = self._loop.create_future()
                     await self._room
+            held = self._frames.held_bytes
+            if held != self._held:
+                self._hold(held)
+                if self._servicer.partial_bytes > PARTIAL_BYTES_MAX:
+                    raise FrameError("half frames of all peers take too much memory")
+
+    def _hold(self, count: int) -> None:
+        self._servicer.partial_bytes += count - self._held
+        self._held = count
 
     def _serve(self, body: bytes | bytearray | memoryview) -> None:
         """Answer one request, or begin to."""
@@ -305,16 +321,15 @@ class PeerStream:
         return self._servicer.welcome(request)
 
     def _get(self, request: Get) -> Reply | None:
+        key = request.key
+        if key in self._dropping:
+            self._begin(request, self._ask_after(self._dropping[key], request))
+            return None
         engine = self._servicer.engines.get(request.group)
-        if engine is not None:
-            key = request.key
-            if request.flags & PEEK:
-                entry = engine.lookup_entry(key)
-                if entry is None:
-                    return Absent(request.id)
-            else:
-                # Two reads: the first counts the hit and keeps the entry from being evicted.
-                entry = engine.lookup_entry(key) if engine.lookup(key) is not None else None
+        # A peek is the worker's: it knows what is a mirror.
+        if engine is not None and not request.flags & PEEK and engine.lookup(key) is not None:
+            # A second read: the first counts the hit and keeps the entry from being evicted.
+            entry = engine.lookup_entry(key)
             if isinstance(entry, Entry):
                 return Value(request.id, entry.value, entry.ttl_ms or 0, entry.version)
         return self._one(request)
@@ -327,7 +342,8 @@ class PeerStream:
         missing: list[bytes] = []
         for key in dict.fromkeys(request.keys):
             entry = None
-            if engine is not None and engine.lookup(key) is not None:
+            readable = engine is not None and key not in self._dropping
+            if engine is not None and readable and engine.lookup(key) is not None:
                 entry = engine.lookup_entry(key)
             if isinstance(entry, Entry):
                 found[key] = entry
@@ -335,19 +351,40 @@ class PeerStream:
                 missing.append(key)
         if not missing:
             return joined_values(request, found, [], [])
+        dropping = {self._dropping[key] for key in missing if key in self._dropping}
         parts = self._servicer.split.gets(request, missing)
-        self._begin(request, self._ask_missing(request, found, parts))
+        self._begin(request, self._ask_missing(request, found, parts, dropping))
         return None
 
     # -- answered by the workers -----------------------------------------------------------
 
     def _one(self, request: Get | Set | Delete) -> Reply | None:
-        about = self._servicer.about
-        shard = worker_of(shard_hash(request.key, about.hash_seed), about.workers)
-        self._begin(request, self._ask(shard, request))
+        self._begin(request, self._ask(self._shard(request.key), request))
         return None
 
-    def _many(self, request: SetMany | DeleteMany | Invalidate) -> Reply | None:
+    def _invalidate(self, request: Invalidate) -> Reply | None:
+        """Drop keys; what the same peer asks for behind this sees that they are gone."""
+        parts = self._servicer.split.parts(request)
+        task = self._begin(request, self._ask_all(request, parts))
+        keys = [key for key, _ in request.items]
+        self._dropping.update(dict.fromkeys(keys, task))
+        task.add_done_callback(partial(self._dropped, keys))
+        return None
+
+    def _dropped(self, keys: Sequence[bytes], task: asyncio.Task[None]) -> None:
+        for key in keys:
+            if self._dropping.get(key) is task:
+                del self._dropping[key]
+
+    async def _ask_after(self, dropping: asyncio.Task[None], request: Get) -> Reply:
+        await asyncio.wait((dropping,))
+        return await self._ask(self._shard(request.key), request)
+
+    def _shard(self, key: bytes) -> int:
+        about = self._servicer.about
+        return worker_of(shard_hash(key, about.hash_seed), about.workers)
+
+    def _many(self, request: SetMany | DeleteMany) -> Reply | None:
         parts = self._servicer.split.parts(request)
         self._begin(request, self._ask_all(request, parts))
         return None
@@ -357,10 +394,11 @@ class PeerStream:
         self._begin(request, self._ask_all(request, parts))
         return None
 
-    def _begin(self, request: Request, asking: Coroutine[Any, Any, Reply]) -> None:
+    def _begin(self, request: Request, asking: Coroutine[Any, Any, Reply]) -> asyncio.Task[None]:
         task = self._loop.create_task(self._answer(request.id, asking))
         self._tasks.add(task)
         task.add_done_callback(self._answered)
+        return task
 
     def _answered(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -399,7 +437,13 @@ class PeerStream:
         return joined_counts(request, await self._ask_each(parts))
 
     async def _ask_missing(
-        self, request: GetMany, found: Mapping[bytes, Entry], parts: Sequence[tuple[int, GetMany]]
+        self,
+        request: GetMany,
+        found: Mapping[bytes, Entry],
+        parts: Sequence[tuple[int, GetMany]],
+        dropping: Collection[asyncio.Task[None]],
     ) -> Reply:
+        if dropping:
+            await asyncio.wait(dropping)
         replies = await self._ask_each(parts)
         return joined_values(request, found, [part for _, part in parts], replies)

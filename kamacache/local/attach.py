@@ -108,6 +108,16 @@ def attach(run_dir: str | os.PathLike[str]) -> None:
     _attach(Attachment(run_dir))
 
 
+def attach_first(run_dir: str | os.PathLike[str]) -> None:
+    """As `attach`, unless this process has attached or detached already, in another thread too.
+
+    A second attachment would close the first, under the calls that wait for its answers.
+    """
+    with _first:
+        if not engines.chosen():
+            attach(run_dir)
+
+
 def detach() -> None:
     """Go back to single-instance mode: groups begin anew, in this process's own memory."""
     global _attached
@@ -161,9 +171,12 @@ def _turn_over(was: Attachment | None, factory: engines.EngineFactory | None) ->
 
 
 _instances: weakref.WeakSet[Attachment] = weakref.WeakSet()
+_first = threading.Lock()
 
 
 def _after_fork_in_child() -> None:
+    global _first
+    _first = threading.Lock()  # another thread may have held it
     for attachment in list(_instances):
         attachment._after_fork()
 

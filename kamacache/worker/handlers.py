@@ -27,7 +27,6 @@ from kamacache.store import NEGATIVE
 from kamacache.wire.messages import (
     FROM_PEER,
     PEEK,
-    Absent,
     Delete,
     DeleteMany,
     Done,
@@ -46,6 +45,7 @@ from kamacache.worker.flights import Flight, Outcome
 from kamacache.worker.loader import Loader
 from kamacache.worker.pools import GetterThreads
 from kamacache.worker.replies import (
+    peek_reply,
     peer_value_reply,
     peer_values_reply,
     value_reply,
@@ -193,14 +193,14 @@ class Handlers:
         group = self._groups.get(request.group) or self.group(request.group)
         key = request.key
         check_key(key)
+        if request.flags & PEEK:
+            return peek_reply(request.id, key, group.shard)
         found = group.shard.get(key)
         if found is not None or not group.loads:
             value = found if isinstance(found, bytes) else None
             if request.flags & FROM_PEER:
                 return peer_value_reply(request.id, key, value, group.shard)
             return value_reply(request.id, value)
-        if request.flags & PEEK:
-            return Absent(request.id)
         if request.sent:
             observe(group.shard, request.sent)
         self._check_load(request)

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from kamacache.cluster.exchange import PeerLostError
-from kamacache.cluster.peers import Link
+from kamacache.cluster.peers import Link, Peers
 from kamacache.errors import (
     DeadlineExceededError,
     GroupNotFoundError,
@@ -58,6 +58,7 @@ class Ways(Protocol):
 
     loop: asyncio.AbstractEventLoop
     counters: dict[str, int]
+    peers: Peers
 
     def split(self, items: Sequence[Item]) -> tuple[list[Item], dict[Link, list[Item]]]: ...
     def apply(
@@ -127,7 +128,7 @@ class PendingWrite:
             self._reads.set_begins(items[0][0])
         now_s = time.monotonic()
         deadline_s = min(self._deadline_s, now_s + PEER_WRITE_S)
-        link.send(self._part(items), partial(self._answered, items, tries, now_s), deadline_s)
+        link.send(self._part(items), partial(self._answered, link, items, tries, now_s), deadline_s)
 
     def _part(self, items: list[Item]) -> Request:
         """Return the request for some of the items; one alone is told its version exactly."""
@@ -148,11 +149,16 @@ class PendingWrite:
             return DeleteMany(group=group, depth=depth, chain=chain, keys=keys)
         return Delete(group=group, depth=depth, chain=chain, key=keys[0])
 
-    def _answered(self, items: list[Item], tries: int, sent_s: float, outcome: Any) -> None:
+    def _answered(
+        self, link: Link, items: list[Item], tries: int, sent_s: float, outcome: Any
+    ) -> None:
         latest = 0
         if len(items) == 1 and items[0][1] is not None:
             latest = self._reads.set_ends(items[0][0])
         if type(outcome) is Done:
+            tell = self._writes.peers.invalidate_skipped
+            for key, _ in items:
+                tell(self._group.spec.name, key, outcome.version, link)
             self._done(items, outcome, latest)
             self._end_part()
             return

@@ -11,7 +11,15 @@ from typing import Final, Protocol
 from kamacache.errors import KamaCacheError, ValueTooLargeError, to_fields
 from kamacache.limits import FRAME_BYTES_MAX, KEY_BYTES_MAX
 from kamacache.store import Held
-from kamacache.wire.messages import PAYLOAD_SLACK_BYTES, Failure, KeyFailure, Reply, Value, Values
+from kamacache.wire.messages import (
+    PAYLOAD_SLACK_BYTES,
+    Absent,
+    Failure,
+    KeyFailure,
+    Reply,
+    Value,
+    Values,
+)
 from kamacache.worker.flights import Outcome
 
 VALUE_FRAME_BYTES_MAX: Final = FRAME_BYTES_MAX - PAYLOAD_SLACK_BYTES
@@ -78,6 +86,17 @@ def peer_value_reply(request_id: int, key: bytes, value: bytes | None, shard: Ho
     if type(reply) is Value:
         reply.ttl_ms, reply.version = _meta(key, value, shard)
     return reply
+
+
+def peek_reply(request_id: int, key: bytes, shard: Holder) -> Reply:
+    """Return what is held of a key as one's own, for who has become its owner.
+
+    A mirror is not: it is a copy of what that owner had, and may be older than its last write.
+    """
+    held = shard.held(key)
+    if held is None or held.mirror:
+        return Absent(request_id)
+    return Value(request_id, held.value, held.ttl_ms or 0, held.version)
 
 
 def peer_values_reply(

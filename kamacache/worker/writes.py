@@ -63,7 +63,7 @@ class Writes:
     def __init__(
         self, groups: dict[str, HostedGroup], peers: Peers, loop: asyncio.AbstractEventLoop
     ) -> None:
-        self.peers: Final = peers
+        self.peers = peers
         self.loop = loop
         self.counters: dict[str, int] = dict.fromkeys(
             (

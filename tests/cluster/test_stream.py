@@ -59,6 +59,16 @@ def test_what_is_no_frame_is_said(message: bytes) -> None:
         list(FrameSplitter().bodies(message))
 
 
+def test_a_frame_that_is_not_whole_is_counted_and_let_go_of() -> None:
+    splitter = FrameSplitter()
+    whole = framed(b"body")
+    assert list(splitter.bodies(pack([whole, whole[:6]], len(whole) + 6))) == [b"body"]
+    assert splitter.held_bytes == 6
+    splitter.drop()
+    assert splitter.held_bytes == 0
+    assert list(splitter.bodies(pack([whole], len(whole)))) == [b"body"]
+
+
 class Sink:
     """A stream that takes a message when it is let."""
 

@@ -28,7 +28,6 @@ from kamacache.wire.messages import (
     FROM_PEER,
     PEEK,
     PEER_FORMAT,
-    Absent,
     Delete,
     DeleteMany,
     Done,
@@ -237,17 +236,47 @@ async def test_many_keys_are_joined_of_hits_and_what_the_worker_had(front: Front
     assert asked == [[b"x", b"y"]]
 
 
-async def test_a_peek_loads_nothing_and_touches_no_count(front: Front) -> None:
+async def test_a_peek_is_the_workers_to_answer(front: Front) -> None:
+    """It knows a mirror from what it owned."""
     front.engine.writer.put(b"a", b"1")
     async with linked(front) as link:
-        held = await ask(link, Get(group=GROUP, key=b"a", flags=PEEK))
-        absent = await ask(link, Get(group=GROUP, key=b"b", flags=PEEK))
+        await ask(link, Get(group=GROUP, key=b"a", flags=PEEK))
         many = await ask(link, GetMany(group=GROUP, keys=[b"a"], flags=PEEK))
-    assert isinstance(held, Value)
-    assert held.value == b"1"
-    assert isinstance(absent, Absent)
     assert isinstance(many, Failure)
-    assert not [r for r in front.worker.asked if not isinstance(r, PeerSeen)]
+    (asked,) = [request for request in front.worker.asked if not isinstance(request, PeerSeen)]
+    assert isinstance(asked, Get)
+    assert asked.flags == PEEK | FROM_PEER
+
+
+async def test_what_a_peer_asks_behind_its_invalidation_waits_for_it(front: Front) -> None:
+    front.engine.writer.put(b"a", b"old")
+    front.engine.writer.put(b"b", b"other")
+    gate = asyncio.Event()
+
+    async def handle(request: Request) -> Reply:
+        if isinstance(request, Invalidate):
+            await gate.wait()
+            return Done(77, 1, 40)
+        if isinstance(request, GetMany):
+            return Values(77, [b"loaded " + key for key in request.keys], [], [5], [6])
+        return Value(77, b"loaded a", 50, 60)
+
+    front.worker.handle = handle
+    async with linked(front) as link:
+        link.invalidate(GROUP, [(b"a", front.engine.writer.now())])
+        await until(lambda: any(isinstance(r, Invalidate) for r in front.worker.asked))
+        one = asyncio.ensure_future(ask(link, Get(group=GROUP, key=b"a")))
+        many = asyncio.ensure_future(ask(link, GetMany(group=GROUP, keys=[b"a", b"b"])))
+        other = await ask(link, Get(group=GROUP, key=b"b"))
+        assert isinstance(other, Value)
+        assert other.value == b"other"
+        assert not one.done()
+        gate.set()
+        found, both = await one, await many
+    assert isinstance(found, Value)
+    assert found.value == b"loaded a"
+    assert isinstance(both, Values)
+    assert both.values == [b"loaded a", b"other"]
 
 
 async def test_writes_and_invalidations_go_to_the_workers(front: Front) -> None:
@@ -336,6 +365,27 @@ async def test_garbage_ends_its_stream_alone_with_a_line_in_the_log(
         assert isinstance(await ask(link, Get(group=GROUP, key=b"k")), Value)
         assert link.stats()["connects"] == 1
     assert "a peer sent what is no frame" in caplog.text
+
+
+async def test_half_frames_of_all_streams_together_are_bounded_and_let_go_of(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kamacache.front.peers.PARTIAL_BYTES_MAX", 3_000)
+    half = (2_000).to_bytes(4, "little") + bytes(1_800)
+    async with linked(front) as link:
+        async with raw(front) as first, raw(front) as second:
+            for stream in (first, second):
+                await stream.send(hello())
+                assert isinstance(await stream.hear(), Welcome)
+            await first.send_bytes(pack([half], len(half)))
+            await until(lambda: front.peers.partial_bytes == len(half))
+            await second.send_bytes(pack([half], len(half)))
+            assert await second.hear() is None
+            await first.send_bytes(pack([bytes(200)], 200))  # whole now, and no message
+            assert await first.hear() is None
+        await until(lambda: not front.peers.partial_bytes)
+        assert isinstance(await ask(link, Get(group=GROUP, key=b"k")), Value)
+        assert link.stats()["connects"] == 1
 
 
 async def test_who_does_not_say_hello_first_is_not_answered(front: Front) -> None:

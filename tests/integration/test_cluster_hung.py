@@ -136,9 +136,6 @@ def test_an_owner_that_comes_back_has_its_keys_again_and_nothing_older_is_read(
     assert [load.node for load in cluster.database.loads(fresh)] == [owner.address]
 
 
-@pytest.mark.xfail(
-    reason="only the stand-in knows that the owner must drop what it has", strict=True
-)
 def test_an_owner_that_comes_back_when_its_stand_in_is_dead_serves_nothing_older(
     cluster: Cluster,
 ) -> None:

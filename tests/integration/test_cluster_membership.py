@@ -124,9 +124,6 @@ def test_writes_of_a_node_while_its_keys_move_are_what_all_read_afterwards(
         await_values(node.group(), newest)
 
 
-@pytest.mark.xfail(
-    reason="who has the former ring tells nothing to the owner by the new one", strict=True
-)
 @pytest.mark.parametrize("wrote_before", [True, False])
 def test_a_write_by_the_former_ring_is_what_all_read_when_they_agree(
     make_cluster: MakeCluster, wrote_before: bool

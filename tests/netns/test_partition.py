@@ -110,9 +110,6 @@ def test_a_node_cut_off_and_written_to_tells_a_late_owner_nothing_old(
         assert seen == {number: [f"{turn} newer"] * len(keys) for number in range(3)}
 
 
-@pytest.mark.xfail(
-    reason="the writer's node forgets what a stand-in took from it, and asks the owner", strict=True
-)
 def test_a_node_reads_what_it_wrote_by_way_of_a_third(cluster: Cluster, network: Network) -> None:
     """Its own link to the owner is back before the link of the node that stood in for the owner."""
     writer, owner, third = cluster.nodes

@@ -23,8 +23,6 @@ from kamacache.store import ShardWriter, geometry
 from kamacache.store.arena import private_arena
 from kamacache.wire.messages import (
     FROM_PEER,
-    PEEK,
-    Absent,
     Delete,
     DeleteMany,
     Done,
@@ -149,6 +147,9 @@ class DirectLink:
         request = Invalidate(group=group, items=list(items), flags=FROM_PEER)
         self._own.loop.call_soon(self._nodes[self.address].take, request, lambda reply: None)
 
+    def flush(self) -> None:
+        raise AssertionError("no test writes so much")
+
     def stats(self) -> dict[str, int]:
         return {"requests": len(self.sent)}
 
@@ -213,15 +214,7 @@ class Node:
         return found
 
     def take(self, request: Any, done: Callable[[Any], None]) -> None:
-        """Answer as front and worker do; PEEK and Get of a hit from memory, as the front."""
-        if isinstance(request, Get) and request.flags & PEEK:
-            held = self.shard.held(request.key)
-            done(
-                Absent(request.id)
-                if held is None
-                else Value(request.id, held.value, held.ttl_ms or 0, held.version)
-            )
-            return
+        """Answer as front and worker do."""
         try:
             reply = self.handlers.table[type(request)](request, Asking(done))
         except KamaCacheError as error:

@@ -361,6 +361,55 @@ async def test_a_node_that_gains_keys_asks_who_had_them_before_the_database(
         node.close()
 
 
+async def test_the_writers_node_tells_the_owner_too_of_what_another_took_for_it(
+    nodes: list[Node],
+) -> None:
+    a, b, c = nodes
+    key = key_of(b, nodes, then="c:1")
+    await a.set(key, b"old")
+    a.link("b:1").cut()
+    c.link("b:1").cut()
+    await a.set(key, b"new")
+    assert c.held(key) == b"new"
+    a.link("b:1").heal()  # c, which took it, may be late, or gone
+    await until(lambda: b.held(key) is None)
+
+
+async def test_a_node_that_joins_is_told_what_was_written_by_who_did_not_know_it(
+    database: Database,
+) -> None:
+    by_name: dict[str, Node] = {}
+    a, b, c = (Node(name, by_name, database.getter(name)) for name in NAMES)
+    a.join(*NAMES[:2])
+    b.join(*NAMES[:2])
+    c.join(*NAMES)
+    keys = [key for key in (b"former-%d" % n for n in range(300)) if c.peers.owns(key)]
+    for key in keys:
+        c.shard.put(key, b"old")
+    await a.set_many(dict.fromkeys(keys, b"new"))  # neither a nor b knows c
+    for node in (a, b):
+        node.join(*NAMES, number=2)
+    await until(lambda: not any(c.held(key) for key in keys))
+    for node in (a, b, c):
+        node.close()
+
+
+async def test_a_mirror_is_not_handed_back_to_its_owner(database: Database) -> None:
+    by_name: dict[str, Node] = {}
+    a, b = (Node(name, by_name, database.getter(name)) for name in NAMES[:2])
+    for node in (a, b):
+        node.join(*NAMES[:2])
+    key = key_of(b, [a, b])
+    await a.get(key)
+    assert a.held(key) is not None
+    b.shard.delete(key)  # and its invalidation is lost with the worker
+    loads = database.loads[key.decode()]
+    await b.get(key)
+    assert database.loads[key.decode()] == loads + 1
+    for node in (a, b):
+        node.close()
+
+
 async def test_a_node_that_left_the_list_and_came_back_has_dropped_what_was_written_meanwhile(
     nodes: list[Node],
 ) -> None:
