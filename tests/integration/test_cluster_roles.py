@@ -59,7 +59,7 @@ def test_kill_of_roles_gives_no_wrong_value(
     # A front's death is a cut link, and another node stands in for its node meanwhile: see
     # test_a_node_reads_what_it_wrote_by_way_of_a_third of the partitions. A worker may die with
     # what it had to tell; the next one asks others what they have, be it an old mirror.
-    cuts = (Cut(began_s, ended_s, SHORT_MIRROR_TTL_S + BUSY_S, own_too=True),)
+    cuts = (Cut(began_s, ended_s, SHORT_MIRROR_TTL_S + BUSY_S),)
     lag_max_s = SHORT_MIRROR_TTL_S + PEER_SILENCE_S + BUSY_S
     rules = Rules(other_node_s=lag_max_s, unsure_s=TIMEOUT_S, cuts=cuts)
     assert_legal(journal.writes, journal.reads, rules)
