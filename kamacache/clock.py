@@ -18,9 +18,11 @@ else:  # not Linux: single-instance mode and the remote client only
     boottime_s = time.monotonic
 
 VERSION_BITS: Final = 56  # units of 256 ns since 1970: to the year 2554
-# The greatest that is taken from elsewhere, of the year 2262: as many versions are left to follow
-# it. Were the last one of `VERSION_BITS` taken, no shard could be written to any more.
-VERSION_MAX: Final = (1 << (VERSION_BITS - 1)) - 1
+VERSION_MAX: Final = (1 << VERSION_BITS) - 1
+# What is taken from elsewhere is at most so far ahead of the wall clock: 100 years, so that a host
+# whose clock starts in 1970 takes all there is. Were `VERSION_MAX` taken, no shard could be written
+# to any more; and of a bound that stood still, who had been set to it could tell no one else.
+VERSIONS_AHEAD_MAX: Final = 100 * 365 * 86_400 * 1_000_000_000 >> 8
 STAMP_SHIFT: Final = 8
 _STAMP_STEP: Final = 1 << STAMP_SHIFT
 _STAMP_MASK: Final = -_STAMP_STEP
@@ -40,11 +42,12 @@ class HybridClock:
     of a shard owns it.
     """
 
-    __slots__ = ("_wall_ns", "stamp")
+    __slots__ = ("_believed_max", "_wall_ns", "stamp")
 
     def __init__(self, last: int = 0, *, wall_ns: Callable[[], int] = time.time_ns) -> None:
         self.stamp = last << STAMP_SHIFT
         self._wall_ns = wall_ns
+        self._believed_max = 0  # looked at again when a version is above
 
     @property
     def last(self) -> int:
@@ -66,9 +69,12 @@ class HybridClock:
     def observe(self, version: int) -> None:
         """Take note of a version from elsewhere, so that later ones are greater.
 
-        Raises OverflowError for one above `VERSION_MAX`: it would leave no room for later ones.
+        Raises OverflowError for one further ahead of the wall clock than `VERSIONS_AHEAD_MAX`: it
+        might leave no room for later ones.
         """
-        if not 0 <= version <= VERSION_MAX:
-            raise OverflowError(f"version {version} is none that a clock issues before 2262")
+        if not 0 <= version <= self._believed_max:
+            self._believed_max = (self._wall_ns() >> STAMP_SHIFT) + VERSIONS_AHEAD_MAX
+            if not 0 <= version <= min(self._believed_max, VERSION_MAX):
+                raise OverflowError(f"version {version} is 100 years ahead of this host's clock")
         if version > self.last:
             self.stamp = version << STAMP_SHIFT

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kamacache.clock import VERSION_MAX
+from kamacache.clock import VERSION_MAX, VERSIONS_AHEAD_MAX, HybridClock
 from kamacache.config import EVICTIONS
 from kamacache.errors import ValueTooLargeError
 from kamacache.store import NEGATIVE, Held, ShardWriter, open_writer
@@ -360,7 +360,10 @@ def test_a_put_that_stores_nothing_is_a_write_later_than_all_before_it(shard: Sh
     assert before < writer.last_version
 
 
-@pytest.mark.parametrize("version", [-1, VERSION_MAX + 1])
+@pytest.mark.parametrize(
+    "version",
+    [-1, VERSION_MAX + 1, VERSION_MAX, (time.time_ns() >> 8) + VERSIONS_AHEAD_MAX + (1 << 40)],
+)
 def test_a_version_that_no_clock_issues_is_refused_and_changes_nothing(
     shard: Shard, version: int
 ) -> None:
@@ -379,13 +382,17 @@ def test_a_version_that_no_clock_issues_is_refused_and_changes_nothing(
     assert shard.writer.last_version == before
 
 
-def test_the_greatest_version_that_is_taken_leaves_room_for_writes(shard: Shard) -> None:
-    shard.writer.observe(VERSION_MAX)
-    shard.writer.put_many([(b"%d" % number, b"v") for number in range(1_000)])
-    shard.writer.put(b"k", b"v")
-    assert shard.writer.now() > VERSION_MAX
-    assert shard.open_writer().now() > VERSION_MAX + 1
-    assert shard.writer.get(b"k") == b"v"
+def test_the_greatest_version_that_is_taken_leaves_room_for_writes_here_and_elsewhere() -> None:
+    wall_ns = [time.time_ns()]
+    one, other = (HybridClock(wall_ns=lambda: wall_ns[0]) for _ in range(2))
+    greatest = (wall_ns[0] >> 8) + VERSIONS_AHEAD_MAX
+    one.observe(greatest)
+    with pytest.raises(OverflowError):
+        other.observe(one.next())
+    wall_ns[0] += 1_000_000  # a thousand writes take a millisecond at least
+    for _ in range(1_000):
+        other.observe(one.next())
+    assert other.next() == greatest + 1_002
 
 
 def test_a_refused_put_is_observed_all_the_same(shard: Shard) -> None:

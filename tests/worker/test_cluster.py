@@ -490,10 +490,10 @@ async def test_a_flush_drops_all_that_is_older(nodes: list[Node]) -> None:
     [
         Get(key=b"k", sent=1 << 56),
         GetMany(keys=[b"k"], sent=1 << 62),
-        Set(key=b"k", value=b"w", sent=VERSION_MAX + 1),
-        Delete(key=b"k", sent=VERSION_MAX + 1),
-        Invalidate(items=[(b"k", 5), (b"k", VERSION_MAX + 1)]),
-        Flush(version=VERSION_MAX + 1),
+        Set(key=b"k", value=b"w", sent=VERSION_MAX),
+        Delete(key=b"k", sent=VERSION_MAX),
+        Invalidate(items=[(b"k", 5), (b"k", VERSION_MAX)]),
+        Flush(version=VERSION_MAX),
     ],
     ids=lambda request: type(request).__name__,
 )
