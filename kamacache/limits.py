@@ -23,7 +23,7 @@ CONNECTIONS_MAX: Final = 4_096
 REQUESTS_PER_CONNECTION_MAX: Final = 1_024
 WRITE_BUFFER_BYTES_MAX: Final = 8 << 20  # replies a client has not read: no more requests then
 UNREAD_BYTES_MAX: Final = 64 << 20  # replies a client has not read: the connection ends
-PARTIAL_BYTES_MAX: Final = 256 << 20  # of half frames, over all connections of a worker
+PARTIAL_BYTES_MAX: Final = 256 << 20  # of half frames, in a worker and in a front
 
 # Waits, in seconds unless the name says otherwise.
 CONNECT_TIMEOUT_S: Final = 1.0

@@ -152,6 +152,8 @@ class Worker:
                     self._threads,
                     None if self._member is None else self._member.peers,
                 )
+            if self._member is not None:  # before anyone can ask
+                self._member.join(self._handlers)
             if context.socket_gid is not None:
                 share_files(Path(about.shm_dir), context.socket_gid)
         except (KamaCacheError, OSError) as error:
@@ -184,7 +186,7 @@ class Worker:
             )
             return EXIT_ROLE
         if self._member is not None:
-            await self._member.start(self._handlers)
+            await self._member.start()
         return EXIT_OK
 
     def _watch(self) -> None:

@@ -66,10 +66,13 @@ class ClusterMember:
         self.peers: Final = Peers(self._make_link, time.monotonic, close=self._close)
         self.writes: Final = Writes(groups, self.peers, loop)
 
-    async def start(self, handlers: Handlers) -> None:
-        """Link to the peers there are; returns when each was reached or was not."""
+    def join(self, handlers: Handlers) -> None:
+        """Let the worker's writes be the cluster's, and its links be dialled."""
         self.writes.join(handlers)
         self.peers.update(self._reader.read())
+
+    async def start(self) -> None:
+        """Return when each peer was reached or was not; then follow the membership."""
         if self.peers.links:
             settled = [asyncio.ensure_future(link.wait_settled()) for link in self.peers.links]
             _, late = await asyncio.wait(settled, timeout=PEER_CONNECT_S)

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Final
 
 from kamacache.clock import boottime_ms
 from kamacache.cluster.peers import Link, Peers
