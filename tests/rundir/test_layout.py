@@ -22,8 +22,8 @@ def test_two_run_directories_have_different_shm_folders(tmp_path: Path) -> None:
     assert RunDir(tmp_path / "link").shm_base() == one.shm_base()
 
 
-def test_prepared_directory_is_for_its_owner_alone(tmp_path: Path) -> None:
-    run_dir = RunDir(tmp_path / "deep" / "run")
+def test_prepared_directory_is_for_its_owner_alone(short_dir: Path) -> None:
+    run_dir = RunDir(short_dir / "deep" / "run")
     run_dir.prepare()
     assert stat.S_IMODE(os.stat(run_dir.path).st_mode) == 0o700
     run_dir.prepare(gid=os.getgid())
