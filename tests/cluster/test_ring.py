@@ -212,3 +212,9 @@ def test_a_ring_needs_members_each_once(members: list[Member]) -> None:
 def test_importing_the_ring_does_not_load_grpc() -> None:
     program = "import kamacache.cluster.ring, sys; sys.exit('grpc' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
+
+
+def test_the_quick_start_says_who_owns_what() -> None:
+    ring = Ring([Member(f"127.0.0.1:{port}") for port in (8001, 8002, 8003)])
+    owners = {key: ring.owner(key.encode())[-4:] for key in ("Tom", "Jack", "Sam", "Peter")}
+    assert owners == {"Tom": "8002", "Jack": "8001", "Sam": "8003", "Peter": "8001"}

@@ -123,6 +123,7 @@ def test_third_nodes_see_a_write_within_100_ms(cluster: Cluster) -> None:
     median_s = statistics.median(seen_s)
     print(f"seen after (s): median {median_s:.4f}, max {max(seen_s):.4f}")  # noqa: T201
     assert median_s < SEEN_MEDIAN_S
+    assert sorted(seen_s)[len(seen_s) * 9 // 10] < SEEN_MEDIAN_S  # what a busy machine leaves of it
     assert max(seen_s) < SEEN_MAX_S
 
 

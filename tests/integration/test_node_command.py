@@ -53,6 +53,12 @@ def test_wrong_usage_exits_2(args: tuple[str, ...]) -> None:
         (("--group", "a:1MiB", "--peers", "10.0.0.1:8001"), "add it to --peers"),
         (("--group", "a:1MiB", "--peers", "127.0.0.1:8001,a"), "'a' does not name a node"),
         (("--group", "a:1MiB", "--advertise", "0.0.0.0:1"), "names no node"),
+        (("--group", "a:1MiB", "--peers", "localhost:8001,b:8001"), "127.0.0.1:8001"),
+        (("--group", "a:1MiB", "--peers", "a:1,b:1", "--advertise", "c:1"), "c:1"),
+        (
+            ("--group", "a:1MiB", "--listen", "0.0.0.0:1", "--insecure", "--peers", "a:1,b:1"),
+            "--advertise",
+        ),
         (("--group", "a:1MiB", "--discover", "static:a:1", "--fronts", "0"), "does not listen"),
         (("--group", "a:1MiB", "--api", "0.0.0.0:9999"), "--insecure"),
         (("--group", "a:1MiB", "--config", "/no/such/file"), "cannot be read"),

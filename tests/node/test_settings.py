@@ -183,6 +183,11 @@ def test_cluster_comes_from_every_source(file_of: FileOf) -> None:
     found = settings(file, env, peers=("x:1,y:1", "z:1"), advertise="z:1", discover="dns:x:1")
     assert [peer.address for peer in found.place.peers] == ["x:1", "y:1", "z:1"]
     assert found.place.discover == "dns:x:1"
+    named = file_of("discover = 'static:x:1'\nadvertise = 'x:1'\n")
+    assert (settings(named).place.discover, settings(named).place.name) == ("static:x:1", "x:1")
+    env = {"KAMACACHE_DISCOVER": "static:y:1", "KAMACACHE_API": "127.0.0.1:7"}
+    found = settings(named, env)
+    assert (found.place.discover, found.api) == ("static:y:1", Address("127.0.0.1", 7))
 
 
 def test_place_is_named_by_the_listen_address_as_it_was_written() -> None:

@@ -361,6 +361,37 @@ async def test_a_node_that_gains_keys_asks_who_had_them_before_the_database(
         node.close()
 
 
+async def test_a_write_from_a_peer_that_is_not_ours_to_keep_is_a_mirror(nodes: list[Node]) -> None:
+    a, b, _ = nodes
+    key = key_of(b, nodes)
+    reply = await a.ask(Set(key=key, value=b"v", flags=FROM_PEER))
+    assert isinstance(reply, Done)
+    held = a.shard.held(key)
+    assert held is not None
+    assert (held.value, held.mirror) == (b"v", True)
+    assert a.writes.stats()["writes_not_owned"] == 1
+    assert not a.link("b:1").sent
+
+
+async def test_without_mirrors_every_read_asks_the_owner(database: Database) -> None:
+    by_name: dict[str, Node] = {}
+    a, b = (
+        Node(name, by_name, database.getter(name), handoff_s=0.0, mirror_ttl_ms=0)
+        for name in NAMES[:2]
+    )
+    for node in (a, b):
+        node.join(*NAMES[:2])
+    key = key_of(b, [a, b])
+    for _ in range(3):
+        assert await a.get(key) == key + b"@b:1"
+    await a.set(key, b"new")
+    assert a.held(key) is None
+    assert await a.get(key) == b"new"
+    assert len(a.link("b:1").sent) == 5
+    for node in (a, b):
+        node.close()
+
+
 async def test_the_writers_node_tells_the_owner_too_of_what_another_took_for_it(
     nodes: list[Node],
 ) -> None:
