@@ -23,6 +23,7 @@ BENCHMARKS = (
     "local_set",
     "front",
     "peer_link",
+    "ring",
     "memory",
     "eviction",
     "startup",
