@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
 from kamacache.cluster.membership import Member, Membership
+from kamacache.cluster.owed import OwedFile
 from kamacache.cluster.ring import Ring
 from kamacache.limits import HANDOFF_S, PEERS_DEPARTED_MAX, RECENT_ITEMS_MAX
 from kamacache.wire.messages import Reply, Request
@@ -62,15 +63,18 @@ class Peers:
         clock_s: Callable[[], float],
         *,
         close: Callable[[Link], None],
+        owed: OwedFile,
         handoff_s: float = HANDOFF_S,
     ) -> None:
         """``make_link`` is given the address, and the link there was to it before.
 
-        ``close`` is given the link to a node that left; it sees to its end.
+        ``close`` is given the link to a node that left; it sees to its end. ``owed`` is what a
+        former worker left, and outlives this one.
         """
         self._make_link: Final = make_link
         self._clock_s: Final = clock_s
         self._close: Final = close
+        self._owed: Final = owed
         self._handoff_s: Final = handoff_s
         self._ring = Ring([Member("")])
         self._links: dict[str, Link | None] = {"": None}
@@ -123,6 +127,24 @@ class Peers:
             link.start()
         for address in [*self._departed][:-PEERS_DEPARTED_MAX]:
             del self._departed[address]
+
+    def recall(self) -> None:
+        """Take over what a former worker of this place could not tell; once, after `update`."""
+        flush = self._owed.to_flush
+        for link in self.links:
+            if flush is None or link.address in flush:
+                link.flush()
+        for entry in self._owed.entries():
+            for address in entry.addresses:
+                owed_to = self._links.get(address)
+                if owed_to is not None:
+                    owed_to.invalidate(entry.group, entry.items)
+
+    def settle_owed(self) -> None:
+        """Forget what is owed to nodes that have been told; for the worker to call now and then."""
+        self._owed.settle(
+            {link.address for link in self.links if not link.up or link.pending_invalidations}
+        )
 
     def link_changed(self, link: Link) -> None:
         """Take note that a link came up or went down; for the links to call."""
@@ -190,9 +212,14 @@ class Peers:
 
     def invalidate(self, group: str, items: Sequence[tuple[bytes, int]]) -> None:
         """Have every other node drop records older than these versions."""
+        away = []
         for link in self._links.values():
             if link is not None:
                 link.invalidate(group, items)
+                if not link.up:
+                    away.append(link.address)
+        if away:
+            self._owed.add(away, group, items)
         for link in self._departed.values():
             link.invalidate(group, items)
         recent, now_s = self._recent, self._clock_s()
@@ -216,16 +243,20 @@ class Peers:
             if link is None or link is taker:
                 return
             link.invalidate(group, [(key, version)])
+            self._owed.add([link.address], group, [(key, version)])
 
     def _tell_recent(self, link: Link) -> None:
         """Have a node that is new to this one drop what this one wrote before it knew of it."""
         since_s = self._clock_s() - self._handoff_s
         if self._forgot_s >= since_s:
+            self._owed.add_flush([link.address])
             link.flush()
             return
-        for written_s, group, items in self._recent:
-            if written_s >= since_s:
-                link.invalidate(group, items)
+        recent = [entry for entry in self._recent if entry[0] >= since_s]
+        if recent:
+            self._owed.add_flush([link.address])  # for a successor, which will not know the keys
+        for _, group, items in recent:
+            link.invalidate(group, items)
 
     def stats(self) -> dict[str, int]:
         """Return how many peers there are, how many can be asked, and the sums of their links."""

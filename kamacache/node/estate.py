@@ -19,6 +19,7 @@ import kamacache
 from kamacache import store
 from kamacache.cluster.membership import Member, make_membership, write_membership
 from kamacache.config import GroupSpec
+from kamacache.limits import OWED_FILE_BYTES
 from kamacache.node.address import Address, hold_port
 from kamacache.node.exits import NodeEndError
 from kamacache.node.settings import NodeSettings
@@ -120,6 +121,8 @@ class Estate:
         workers, groups = self._settings.workers, self._groups
         shards = sum(store.required_bytes(spec, workers) for spec in groups)
         words = CONTROL_BYTES + counters_bytes(len(groups))
+        if self._settings.place.clustered:
+            words += workers * OWED_FILE_BYTES
         rounding = _PAGE_BYTES * (3 + 3 * workers * len(groups))  # files take whole pages
         return shards + words + rounding
 

@@ -17,6 +17,7 @@ from typing import Final
 from kamacache.clock import STAMP_SHIFT
 from kamacache.cluster.link import LinkEnd, PeerLink
 from kamacache.cluster.membership import MembershipReader
+from kamacache.cluster.owed import OwedFile
 from kamacache.cluster.peers import Link, Peers
 from kamacache.errors import NodeUnavailableError
 from kamacache.limits import (
@@ -63,13 +64,17 @@ class ClusterMember:
         self._loop: Final = loop
         self._end: Final = LinkEnd(about.name or "", about.epoch, worker)
         self._tasks: set[asyncio.Task[None]] = set()
-        self.peers: Final = Peers(self._make_link, time.monotonic, close=self._close)
+        self._owed: Final = OwedFile(f"{about.shm_dir}/owed.{worker}")
+        self.peers: Final = Peers(
+            self._make_link, time.monotonic, close=self._close, owed=self._owed
+        )
         self.writes: Final = Writes(groups, self.peers, loop)
 
     def join(self, handlers: Handlers) -> None:
         """Let the worker's writes be the cluster's, and its links be dialled."""
         self.writes.join(handlers)
         self.peers.update(self._reader.read())
+        self.peers.recall()
 
     async def start(self) -> None:
         """Return when each peer was reached or was not; then follow the membership."""
@@ -87,6 +92,7 @@ class ClusterMember:
             task.cancel()
         await asyncio.gather(*(link.close() for link in self.peers.links), return_exceptions=True)
         self._reader.close()
+        self._owed.close()
 
     def stats(self) -> dict[str, int]:
         """Return the numbers of the peers and of the writes."""
@@ -119,6 +125,7 @@ class ClusterMember:
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(MEMBERSHIP_LOOK_EVERY_S)
+            self.peers.settle_owed()
             if not self._reader.changed():
                 continue
             try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 from kamacache.cluster.membership import Member, Membership
+from kamacache.cluster.owed import OwedFile
 from kamacache.cluster.peers import RINGS_BEFORE_MAX, Link, Peers
 
 
@@ -20,12 +22,13 @@ class Known:
     def start(self) -> None: ...
 
 
-def test_a_list_of_peers_that_flaps_is_remembered_within_bounds() -> None:
+def test_a_list_of_peers_that_flaps_is_remembered_within_bounds(tmp_path: Path) -> None:
     now_s = 0.0
     peers = Peers(
         lambda address, former: cast(Link, Known(address)),
         lambda: now_s,
         close=lambda link: None,
+        owed=OwedFile(tmp_path / "owed"),
     )
     for number in range(1, 40):
         now_s += 0.1

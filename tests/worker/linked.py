@@ -8,6 +8,7 @@ was sent on it is then one assignment.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from kamacache.clock import boottime_ms
 from kamacache.cluster.exchange import PeerLostError
 from kamacache.cluster.membership import Member, Membership
+from kamacache.cluster.owed import OwedFile
 from kamacache.cluster.peers import Link, Peers
 from kamacache.config import GroupSpec
 from kamacache.errors import DeadlineExceededError, KamaCacheError
@@ -159,6 +161,15 @@ def _cut(link: Link) -> None:
     link.cut()
 
 
+def owed_in_memory() -> OwedFile:
+    """Return the file of a worker that has no successor."""
+    fd = os.memfd_create("owed")
+    try:
+        return OwedFile(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+
+
 class Node:
     """One node of one worker, with one group named g."""
 
@@ -180,6 +191,7 @@ class Node:
             lambda address, former: DirectLink(self, address, nodes, former),
             time.monotonic,
             close=_cut,
+            owed=owed_in_memory(),
             handoff_s=handoff_s,
         )
         spec = GroupSpec(name="g", cache_bytes=1 << 22, **settings)
