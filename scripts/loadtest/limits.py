@@ -1,0 +1,69 @@
+"""Every bound of the load test in one place: sizes, counts, waits and what is believed.
+
+*Process*: the load test's own and its load processes. Units are the last word of each name. What
+the cache itself bounds (keys, values, batches) is in `kamacache.limits`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# What may be asked for.
+PROCESSES_MAX: Final = 256
+CONCURRENCY_MAX: Final = 4_096  # of one process
+THREADS_MAX: Final = 256  # of one process, for clients that only know threads
+RATE_MAX: Final = 10_000_000.0  # requests a second, over all processes
+DURATION_S_MAX: Final = 86_400.0
+DURATION_S_MIN: Final = 0.1
+ROUNDS_MAX: Final = 1_000
+TARGETS_MAX: Final = 8  # of one comparison
+KEYS_MAX: Final = 100_000_000
+BATCH_MAX: Final = 4_096
+THETA_MAX: Final = 10.0  # of a zipf distribution; beyond it there is only one key
+SIGMA_MAX: Final = 5.0  # of a lognormal distribution of sizes
+GETTER_MS_MAX: Final = 60_000.0
+TIMEOUT_S_MAX: Final = 600.0
+SEED_MAX: Final = (1 << 63) - 1
+FILE_BYTES_MAX: Final = 1 << 30  # of a trace or a list of sizes, unpacked
+TRACE_KEYS_MAX: Final = 50_000_000
+SIZES_MAX: Final = 1_000_000  # in a list of sizes
+KEYS_LOADED_MAX: Final = 10_000_000  # stored before a warm test
+LOADED_BYTES_MAX: Final = 64 << 30  # and their values
+
+# What a load process does at once.
+BLOCK_OPERATIONS_MIN: Final = 32  # drawn ahead
+BLOCK_OPERATIONS_MAX: Final = 4_096
+BLOCK_S: Final = 0.05  # about how long a block should last: a hot set that moves is seen in time
+BLOCK_BYTES_MAX: Final = 16 << 20  # of values in one block
+OUTSTANDING_MAX: Final = 10_000  # requests of one process under way in an open loop
+OUTSTANDING_BYTES_MAX: Final = 256 << 20  # of the values they carry
+LOAD_BATCH_KEYS: Final = 256  # keys in one message while the keys are stored
+LOAD_BATCH_BYTES: Final = 1 << 20
+ERROR_PAUSE_FIRST_S: Final = 0.001  # after an error in a closed loop; doubled with each further
+ERROR_PAUSE_MAX_S: Final = 0.1
+ERROR_CLASSES_MAX: Final = 32  # told apart; the rest is "other"
+TURN_OPERATIONS: Final = 32  # after which a task lets the others of its loop go on
+CALIBRATION_S: Final = 0.05  # for which a load process measures what it costs itself
+
+# Histograms.
+LATENCY_NS_MAX: Final = 3_600_000_000_000  # what took longer is counted as this
+LATENCY_DIGITS: Final = 3
+
+# Reports and waits, in seconds.
+INTERVAL_S: Final = 0.5  # of one report of one process
+INTERVAL_MANY_S: Final = 1.0  # where many processes report
+INTERVAL_MANY_PROCESSES: Final = 8
+REPORT_BYTES_MAX: Final = 16 << 20  # of one line of a load process
+STDERR_BYTES_MAX: Final = 64 << 10  # kept of what a load process says when it fails
+PROCESS_START_S: Final = 60.0  # for a load process to import, connect and say so
+PROCESS_STOP_S: Final = 5.0  # for a load process to end beyond what its requests may take
+START_AHEAD_S: Final = 0.05  # between the parent's word and the first request
+CHECK_S: Final = 5.0  # for a target to answer before the test
+LOAD_STALL_S: Final = 60.0  # without a key stored: the target does not take them
+DEAD_AFTER_S: Final = 5.0  # of errors alone: the target has died
+KILL_WAIT_S: Final = 5.0
+
+# What is noted under the results.
+GENERATOR_SHARE_NOTED: Final = 0.10  # of an operation's time that was the load test's own
+START_DELAY_SHARE_NOTED: Final = 0.10  # of the median latency that came before the start
+NOTES_MAX: Final = 32
