@@ -38,6 +38,9 @@ if str(ROOT) not in sys.path:  # so that a benchmark runs from a checkout that i
 Samples = dict[str, list[float]]
 
 SERVER_START_S = 20.0
+ROUNDS_LEAST = 3  # however little time there is
+
+_until_s = float("inf")  # of time.monotonic(): no round begins after it
 
 
 # -- rounds ----------------------------------------------------------------------------------
@@ -47,7 +50,8 @@ def interleave(sides: Mapping[str, Callable[[], float]], rounds: int, warm_up: i
     """Run one slice of every side, round after round; return what each slice returned.
 
     The order is turned by one place each round, so that no side always follows the same other.
-    The cyclic collector is off meanwhile, as in `timeit`, and runs between the rounds.
+    The cyclic collector is off meanwhile, as in `timeit`, and runs between the rounds. With
+    ``--seconds`` there are fewer rounds where the machine is slow.
     """
     names = list(sides)
     samples: Samples = {name: [] for name in names}
@@ -58,6 +62,8 @@ def interleave(sides: Mapping[str, Callable[[], float]], rounds: int, warm_up: i
     gc.disable()
     try:
         for turn in range(rounds):
+            if turn >= ROUNDS_LEAST and time.monotonic() > _until_s:
+                break
             shift = turn % len(names)
             for name in names[shift:] + names[:shift]:
                 samples[name].append(sides[name]())
@@ -89,11 +95,16 @@ def arguments(doc: str | None, **extra: Mapping[str, Any]) -> argparse.Namespace
     )
     parser.add_argument("--quick", action="store_true", help="few rounds: shows only that it runs")
     parser.add_argument("--rounds", type=int, help="rounds of the comparison")
+    parser.add_argument("--seconds", type=float, help="begin no more rounds after this time")
     parser.add_argument("--json", metavar="FILE", help="write the results there; - is stdout")
     parser.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
     for name, options in extra.items():
         parser.add_argument("--" + name.replace("_", "-"), **options)
-    return parser.parse_args()
+    args = parser.parse_args()
+    global _until_s
+    if args.seconds is not None:
+        _until_s = time.monotonic() + args.seconds
+    return args
 
 
 @dataclass
@@ -141,7 +152,10 @@ class Report:
                 f"  {name:{width}}  {middle:10.3f} {unit}   "
                 f"({low:.3f} .. {high:.3f}, {len(rounds)} rounds)"
             )
-            self.measured(name, {"min": low, "median": middle, "max": high, "unit": unit})
+            self.measured(
+                name,
+                {"min": low, "median": middle, "max": high, "unit": unit, "rounds": len(rounds)},
+            )
 
     def measured(self, name: str, value: Any) -> None:
         """Keep a result that is printed elsewhere or not at all."""
@@ -151,7 +165,10 @@ class Report:
         """Print and keep a ratio that no target speaks of."""
         low, middle, high = spread(rounds)
         print(f"  {name}: {middle:.2f}   ({low:.2f} .. {high:.2f})")
-        self.measured(name, {"min": low, "median": middle, "max": high, "unit": "ratio"})
+        self.measured(
+            name,
+            {"min": low, "median": middle, "max": high, "unit": "ratio", "rounds": len(rounds)},
+        )
 
     def target(
         self,
