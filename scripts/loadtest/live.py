@@ -59,10 +59,11 @@ def open_console(stream: TextIO) -> Console:
 class Tally:
     """What load processes reported, added up."""
 
-    __slots__ = ("_by_process", "_latencies", "errors", "hits", "misses")
+    __slots__ = ("_by_process", "_latencies", "_slots", "errors", "hits", "misses")
 
     def __init__(self, intervals: Iterable[Interval] = ()) -> None:
         self._by_process: dict[int, tuple[int, float]] = {}  # operations, seconds
+        self._slots: set[tuple[int, int]] = set()
         self._latencies = Histogram()
         self.errors = 0
         self.hits: int | None = 0
@@ -71,13 +72,14 @@ class Tally:
             self.add(interval)
 
     def add(self, interval: Interval) -> None:
-        """Add one interval."""
+        """Add one interval; a slot that a process reports in parts lasted once."""
         operations, seconds = self._by_process.get(interval.process, (0, 0.0))
-        self._by_process[interval.process] = (
-            operations + interval.operations,
-            seconds + interval.seconds,
-        )
-        if interval.operations:
+        slot = (interval.process, interval.slot)
+        if slot not in self._slots:
+            self._slots.add(slot)
+            seconds += interval.seconds
+        self._by_process[interval.process] = (operations + interval.operations, seconds)
+        if interval.histogram:
             self._latencies.add(Histogram.decode(interval.histogram))
         self.errors += interval.errors
         self.hits = _plus(self.hits, interval.hits)
@@ -142,6 +144,9 @@ class View:
     def interval(self, interval: Interval) -> None:
         """Take what one load process did in one slot."""
 
+    def progress(self, done: int, total: int) -> None:
+        """Say how many of the keys are stored."""
+
     def end(self, result: RoundResult | None) -> None:
         """Close what began; without a result, nothing was measured."""
 
@@ -178,12 +183,13 @@ class PlainView(View):
         self._console = console
         self._since: list[Interval] = []
         self._next_s = PLAIN_EVERY_S
+        self._tenths = 0
 
     def begin(
         self, target: str, round_: int, rounds: int, seconds: float, phase: str = MEASURE
     ) -> None:
         """Print what starts."""
-        self._since, self._next_s = [], PLAIN_EVERY_S
+        self._since, self._next_s, self._tenths = [], PLAIN_EVERY_S, 0
         title = _Round(target, round_, rounds, seconds, phase).title
         self.note(f"{title}, {figures.seconds(seconds)}" if seconds > 0 else title)
 
@@ -195,6 +201,13 @@ class PlainView(View):
         while self._next_s <= interval.at_s:
             self._next_s += PLAIN_EVERY_S
         self._since.append(interval)
+
+    def progress(self, done: int, total: int) -> None:
+        """Print each tenth of the way."""
+        tenths = done * 10 // max(total, 1)
+        if tenths > self._tenths:
+            self._tenths = tenths
+            self.note(f"  {figures.amount(done)} of {figures.amount(total)} keys")
 
     def end(self, result: RoundResult | None) -> None:
         """Print the whole round's figures."""
@@ -223,8 +236,9 @@ class TerminalView(View):
         self._began = self._heard = 0.0
         self._whole = Tally()
         self._latest: dict[int, Interval] = {}  # of each load process
-        # The only thing that the drawing thread reads: replaced as a whole.
+        # What the drawing thread reads: each replaced as a whole.
         self._rows: list[tuple[str, list[str]]] = []
+        self._keys: tuple[int, int] | None = None  # stored, of all
         self._headed = False
         self._live = Live(
             console=console,
@@ -252,7 +266,7 @@ class TerminalView(View):
         self, target: str, round_: int, rounds: int, seconds: float, phase: str = MEASURE
     ) -> None:
         """Show an empty bar."""
-        self._whole, self._latest, self._rows = Tally(), {}, []
+        self._whole, self._latest, self._rows, self._keys = Tally(), {}, [], None
         self._began = self._heard = self._clock()
         self._round = _Round(target, round_, rounds, seconds, phase)
         self._live.refresh()
@@ -274,6 +288,10 @@ class TerminalView(View):
                 (f"last {interval.seconds:.1g} s", latest.figures()),
                 ("since the start", self._whole.figures()),
             ]
+
+    def progress(self, done: int, total: int) -> None:
+        """Fill the bar by keys."""
+        self._keys = (done, total)
 
     def end(self, result: RoundResult | None) -> None:
         """Leave the whole round's figures above the bar."""
@@ -313,6 +331,14 @@ class TerminalView(View):
         grid = Table.grid(expand=True, padding=(0, 2, 0, 0))
         grid.add_column(ratio=1)
         grid.add_column(justify="right", no_wrap=True)
+        if self._keys is not None:
+            done, total = self._keys
+            keys = f"{figures.amount(done)} of {figures.amount(total)} keys"
+            grid.add_row(
+                ProgressBar(total=max(total, 1), completed=done),
+                Text(f"{keys}, {figures.seconds(elapsed_s)}"),
+            )
+            return grid
         if round_.seconds <= 0:
             bar = ProgressBar(total=None, pulse=True)
             grid.add_row(bar, Text(figures.seconds(elapsed_s)))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from scripts.loadtest import figures
 from scripts.loadtest.histogram import Histogram
 from scripts.loadtest.output import OutputError, check_writable, replace_file
-from scripts.loadtest.results import Interval, RoundResult, TestResult
+from scripts.loadtest.results import Interval, RoundResult, Summary, TestResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,29 +75,25 @@ def draw(result: TestResult) -> Figure:
         colour = COLOURS[number % len(COLOURS)]
         dashes = DASHES[number % len(DASHES)]
         look = {"color": colour, "linestyle": dashes, "linewidth": 2}
-        _plot_latency(latency, result.histogram(target), names[target], look)
+        _plot_latency(latency, result.histogram(target), look)
         _plot_throughput(throughput, result.of(target), names[target], look)
+    summaries = [result.summary(target) for target in result.targets]
     _dress_latency(latency, [result.histogram(target).count for target in result.targets])
-    _dress_throughput(
-        throughput, [result.summary(target).operations_per_s for target in result.targets]
-    )
+    _dress_throughput(throughput, [summary.operations_per_s for summary in summaries])
+    _add_legend(figure, throughput, {names[one.target]: one for one in summaries})
     return figure
 
 
-def _plot_latency(axes: Axes, latencies: Histogram, name: str, look: dict[str, Any]) -> None:
+def _plot_latency(axes: Axes, latencies: Histogram, look: dict[str, Any]) -> None:
     x, y_us = latency_line(latencies)
     if x:
-        p50_us, p99_us = map(figures.latency, latencies.percentiles_us((50.0, 99.0)))
-        label = f"{name}: p50 {p50_us}, p99 {p99_us}"
-        axes.plot(x, y_us, label=label, marker=_dot(x), **look)
+        axes.plot(x, y_us, marker=_dot(x), **look)
 
 
 def _plot_throughput(
     axes: Axes, rounds: Sequence[RoundResult], name: str, look: dict[str, Any]
 ) -> None:
     times_s, middle, least, greatest = throughput_line(rounds)
-    if not times_s:
-        return
     axes.plot(times_s, middle, label=name, marker=_dot(times_s), **look)
     if len(rounds) > 1:
         axes.fill_between(times_s, least, greatest, color=look["color"], alpha=0.15, linewidth=0)
@@ -106,6 +102,25 @@ def _plot_throughput(
         at = [middle[times_s.index(time_s)] for time_s in failed_s]
         cross = {"linestyle": "none", "marker": "X", "markersize": 9, "markeredgecolor": "black"}
         axes.plot(failed_s, at, label=f"{name}: errors", **{**look, **cross})
+
+
+def _add_legend(figure: Figure, axes: Axes, summaries: dict[str, Summary]) -> None:
+    """Say under both panels which line is whose, with its figures."""
+    lines = axes.get_lines()
+    if not lines:
+        return
+    labels = []
+    for line in lines:
+        name = str(line.get_label())
+        summary = summaries.get(name)
+        if summary is not None:
+            rate = f"{figures.rate(summary.operations_per_s)} ops/s"
+            p50, p99 = figures.latency(summary.p50_us), figures.latency(summary.p99_us)
+            name = f"{name}: {rate}, p50 {p50}, p99 {p99}"
+        labels.append(name)
+    figure.legend(
+        lines, labels, loc="outside lower center", ncols=min(len(lines), 3), frameon=False
+    )
 
 
 def _dot(points: Sequence[float]) -> str:
@@ -177,8 +192,6 @@ def _dress_latency(axes: Axes, counts: Sequence[int]) -> None:
     axes.set_ylabel("latency")
     axes.set_title("Latency by percentile", fontsize=10)
     axes.grid(visible=True, which="major", color="0.85")
-    if axes.get_lines():
-        axes.legend(loc="upper left", frameon=False)
 
 
 def _dress_throughput(axes: Axes, rates: Sequence[float]) -> None:
@@ -197,8 +210,6 @@ def _dress_throughput(axes: Axes, rates: Sequence[float]) -> None:
     axes.set_ylabel("operations a second")
     axes.set_title("Throughput over time", fontsize=10)
     axes.grid(visible=True, color="0.85")
-    if axes.get_lines():
-        axes.legend(loc="lower right", frameon=False)
 
 
 def percentile_label(x: float) -> str:

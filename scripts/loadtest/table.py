@@ -82,7 +82,7 @@ def latency_table(summaries: list[Summary], names: dict[str, str]) -> Table:
         table.add_row(
             Text(names[summary.target], style="bold"),
             Text(figures.rate(summary.operations_per_s), style="bold"),
-            *_latencies(summary, summary.operations),
+            *_latencies(summary),
             figures.share(summary.hit_ratio),
             _errors(summary.error_count),
             end_section=len(summary.ops) <= 1,
@@ -93,7 +93,7 @@ def latency_table(summaries: list[Summary], names: dict[str, str]) -> Table:
             table.add_row(
                 f"{INDENT}{op.kind}",
                 figures.rate(per_s),
-                *_latencies(op, op.count),
+                *_latencies(op),
                 "",
                 "",
                 end_section=number == len(kinds),
@@ -197,9 +197,9 @@ def _where(found: RoundResult, names: dict[str, str], result: TestResult) -> str
     return f"{names[found.target]}{f', round {found.round}' if several else ''}"
 
 
-def _latencies(of: Summary | OpSummary, count: int) -> list[str]:
+def _latencies(of: Summary | OpSummary) -> list[str]:
     all_us = (of.p50_us, of.p90_us, of.p99_us, of.p999_us, of.max_us)
-    return [figures.latency(us if count else None) for us in all_us]
+    return [figures.latency(us if of.max_us > 0 else None) for us in all_us]
 
 
 def _errors(count: int) -> Text:

@@ -81,6 +81,11 @@ def test_rates_of_processes_add_up_whatever_each_ones_slot_lasted() -> None:
     assert tally.rate == pytest.approx(200 + 300)
 
 
+def test_a_slot_that_is_reported_in_parts_lasted_once() -> None:
+    tally = Tally([interval([10.0] * 60, process=0), interval([10.0] * 40, process=0)])
+    assert tally.rate == 200
+
+
 def test_percentiles_are_those_of_all_processes_together() -> None:
     fast = interval([10.0] * 98, process=0, hits=9, misses=1)
     slow = interval([5_000.0, 65_000.0], process=1, errors=2, hits=0, misses=10)
@@ -185,6 +190,15 @@ def test_storing_the_keys_has_no_known_end(view: TerminalView, clock: Clock) -> 
     assert bar.endswith("7.0 s")
 
 
+def test_stored_keys_fill_the_bar(view: TerminalView, clock: Clock) -> None:
+    view.begin(TARGET, 1, 1, 0.0, "load")
+    view.progress(250_000, 1_000_000)
+    clock.now += 7.0
+    assert shown(view)[1].endswith("250,000 of 1.00M keys, 7.0 s")
+    view.begin(TARGET, 1, 1, 10.0)
+    assert "keys" not in shown(view)[1]
+
+
 def test_the_cursor_comes_back_however_the_test_ends(terminal: Terminal) -> None:
     with suppress(KeyboardInterrupt), choose_view(terminal) as view:
         view.begin(TARGET, 1, 1, 10.0)
@@ -226,6 +240,16 @@ def test_after_a_silence_a_line_says_its_own_time() -> None:
     assert [line.split()[0] for line in stream.getvalue().splitlines()[1:]] == ["2.0", "12.0"]
 
 
+def test_elsewhere_stored_keys_are_told_by_tenths() -> None:
+    view, stream = plain()
+    view.begin(TARGET, 1, 1, 0.0, "load")
+    for done in range(0, 1001, 25):
+        view.progress(done, 1000)
+    first, *lines = stream.getvalue().splitlines()
+    assert first == f"{TARGET}, storing the keys"
+    assert lines == [f"  {done:,} of 1,000 keys" for done in range(100, 1001, 100)]
+
+
 def test_elsewhere_a_round_ends_with_its_whole() -> None:
     view, stream = plain()
     view.begin(TARGET, 1, 1, 10.0)
@@ -244,6 +268,7 @@ def test_a_dumb_terminal_has_lines_and_quiet_has_nothing(
     with choose_view(terminal, quiet=True) as view:
         view.begin(TARGET, 1, 1, 10.0)
         view.interval(interval([10.0]))
+        view.progress(1, 2)
         view.note("a word")
         view.end(round_result(TARGET))
     assert terminal.getvalue() == ""

@@ -74,16 +74,18 @@ def test_each_target_has_one_line_in_both_panels_with_its_own_look() -> None:
     )
     latency, throughput = figure.axes
     for axes in (latency, throughput):
-        assert [str(line.get_label()).partition(":")[0] for line in axes.get_lines()] == (
-            ["local", "redis"]
-        )
         local, redis = axes.get_lines()
         assert local.get_color() != redis.get_color()
         assert local.get_linestyle() != redis.get_linestyle()
     for one, other in zip(latency.get_lines(), throughput.get_lines(), strict=True):
         assert one.get_color() == other.get_color()
     assert latency.get_xscale() == latency.get_yscale() == "log"
-    assert latency.get_lines()[0].get_label() == "local: p50 100 µs, p99 100 µs"
+    assert [line.get_label() for line in throughput.get_lines()] == ["local", "redis"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "local: 2.0 ops/s, p50 100 µs, p99 100 µs",
+        "redis: 2.0 ops/s, p50 100 µs, p99 100 µs",
+    ]
 
 
 def test_throughput_is_the_rounds_median_and_a_band_around_it() -> None:
