@@ -9,9 +9,11 @@ NOTHING = "–"  # noqa: RUF001 - an en dash stands where there is no number
 
 
 def latency(us: float | None) -> str:
-    """Return microseconds as µs, ms or s, three digits."""
+    """Return microseconds as µs, ms or s: three digits, at most two behind the point."""
     if us is None:
         return NOTHING
+    if us == 0:
+        return "0 µs"
     if us < 999.5:
         return f"{significant(us)} µs"
     if us < 999_500:

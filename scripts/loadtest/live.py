@@ -233,7 +233,8 @@ class TerminalView(View):
         self._console = console
         self._clock = clock
         self._round: _Round | None = None
-        self._began = self._heard = 0.0
+        self._started = False  # has any round begun?
+        self._began = self._heard = clock()
         self._whole = Tally()
         self._latest: dict[int, Interval] = {}  # of each load process
         # What the drawing thread reads: each replaced as a whole.
@@ -269,6 +270,7 @@ class TerminalView(View):
         self._whole, self._latest, self._rows, self._keys = Tally(), {}, [], None
         self._began = self._heard = self._clock()
         self._round = _Round(target, round_, rounds, seconds, phase)
+        self._started = True
         self._live.refresh()
 
     def interval(self, interval: Interval) -> None:
@@ -312,9 +314,10 @@ class TerminalView(View):
     def render(self) -> RenderableType:
         """Return what is drawn now; called by rich's thread."""
         round_, rows = self._round, self._rows
-        if round_ is None:
-            return Text("")
         now = self._clock()
+        if round_ is None:
+            waited = figures.seconds(now - self._began)
+            return Text("" if self._started else f"starting the load processes, {waited}")
         parts: list[RenderableType] = [Text(round_.title, style="bold"), self._bar(round_, now)]
         if rows:
             table = _figures_table(header=True)

@@ -18,6 +18,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from scripts.loadtest import figures
+from scripts.loadtest.headline import headline
 from scripts.loadtest.histogram import Histogram
 from scripts.loadtest.output import OutputError, check_writable, replace_file
 from scripts.loadtest.results import Interval, RoundResult, Summary, TestResult
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 FORMATS: Final = ("png", "svg", "pdf")
 WIDTH_IN: Final = 12.0
-HEIGHT_IN: Final = 5.0
+HEIGHT_IN: Final = 5.5
 DOTS_PER_INCH: Final = 130
 POINTS_PER_DECADE: Final = 20  # of the left panel's axis
 NINES_LABELLED_MAX: Final = 7
@@ -80,6 +81,7 @@ def draw(result: TestResult) -> Figure:
     summaries = [result.summary(target) for target in result.targets]
     _dress_latency(latency, [result.histogram(target).count for target in result.targets])
     _dress_throughput(throughput, [summary.operations_per_s for summary in summaries])
+    figure.suptitle("\n".join(headline(result.arguments)), fontsize=9, parse_math=False)
     _add_legend(figure, throughput, {names[one.target]: one for one in summaries})
     return figure
 

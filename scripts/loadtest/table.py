@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scripts.loadtest import figures
+from scripts.loadtest.headline import headline
 from scripts.loadtest.live import open_console
 from scripts.loadtest.ratios import Ratios, Spread, compare
 from scripts.loadtest.results import OpSummary, RoundResult, Summary, TestResult
@@ -61,6 +62,7 @@ def print_tables(result: TestResult, console: Console | None = None) -> None:
 def heading(result: TestResult, names: dict[str, str]) -> Iterable[str]:
     """Yield what was tested, a line for each target."""
     yield ""
+    yield from headline(result.arguments)
     for target in result.targets:
         rounds = result.of(target)
         seconds = figures.seconds(sum(found.seconds for found in rounds))
@@ -123,7 +125,7 @@ def use_table(summaries: list[Summary], names: dict[str, str]) -> Table | None:
     """Return what each server process cost, or None where none could be looked at."""
     if not any(summary.use for summary in summaries):
         return None
-    table = _table("", "process", "pid", "CPU / 1,000 ops", "memory", "private", left=2)
+    table = _table("", "process", "pid", "CPU / 1,000 ops", "resident", "private", left=2)
     for summary in summaries:
         for number, use in enumerate(summary.use):
             table.add_row(
@@ -158,7 +160,7 @@ def use_table(summaries: list[Summary], names: dict[str, str]) -> Table | None:
 def ratio_table(compared: list[Ratios], names: dict[str, str]) -> Table:
     """Return the ratios to the first target: the rounds' median, then least..greatest."""
     base = names[compared[0].base]
-    table = _table(f"ratio to {base}", "rounds", "ops/s", "p50", "p99")
+    table = _table(f"to {base}", "rounds", "ops/s", "p50", "p99")
     for ratios in compared:
         table.add_row(
             Text(names[ratios.target], style="bold"),
@@ -169,27 +171,22 @@ def ratio_table(compared: list[Ratios], names: dict[str, str]) -> Table:
 
 
 def say_remarks(result: TestResult, names: dict[str, str]) -> Iterable[str]:
-    """Yield what a reader of the numbers must know, a sentence each."""
+    """Yield what a reader of the numbers must know, a sentence each, none twice."""
+    said: list[str] = []
     for found in result.rounds:
         where = _where(found, names, result)
-        if found.failed:
-            yield f"{where}: {found.failed}"
         if found.interrupted:
-            yield f"{where}: interrupted after {figures.seconds(found.seconds)}"
-        if found.behind:
-            yield (
-                f"{where}: {figures.amount(found.behind)} requests were due and never started, the"
-                f" oldest {figures.seconds(found.behind_s)} before the end: the rate was not held"
-            )
-        for note in found.notes:
-            yield f"{where}: {note}"
+            said.append(f"{where}: interrupted after {figures.seconds(found.seconds)}")
+        sentences = [found.failed, *found.notes] if found.failed else found.notes
+        said += [f"{where}: {sentence.removeprefix(f'{found.target}: ')}" for sentence in sentences]
     for target in result.targets:
-        sentences = dict.fromkeys(
-            sentence for found in result.of(target) for sentence in found.first_errors
-        )
-        for sentence in sentences:
-            yield f"{names[target]}, first error: {sentence}"
-    yield from result.notes
+        name = names[target]
+        for found in result.of(target):
+            said += [f"{name}, first error: {sentence}" for sentence in found.first_errors]
+    for note in result.notes:
+        target, _, rest = note.partition(": ")
+        said.append(f"{names[target]}: {rest}" if target in names else note)
+    yield from dict.fromkeys(said)
 
 
 def _where(found: RoundResult, names: dict[str, str], result: TestResult) -> str:

@@ -11,6 +11,7 @@ from scripts.loadtest import figures
     ("us", "shown"),
     [
         (None, figures.NOTHING),
+        (0.0, "0 µs"),
         (0.85, "0.85 µs"),
         (9.99, "9.99 µs"),
         (9.996, "10.0 µs"),

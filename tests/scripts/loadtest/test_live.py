@@ -100,6 +100,13 @@ def test_what_is_not_known_is_a_dash() -> None:
     assert Tally([known, unknown]).figures()[4] == none
 
 
+def test_before_the_first_round_it_says_what_is_waited_for(
+    view: TerminalView, clock: Clock
+) -> None:
+    clock.now += 2.0
+    assert shown(view) == ["starting the load processes, 2.0 s"]
+
+
 def test_a_bar_shows_target_round_and_time_left(view: TerminalView, clock: Clock) -> None:
     view.begin(TARGET, 2, 5, 10.0)
     clock.now += 4.0
