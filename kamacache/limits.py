@@ -119,6 +119,7 @@ CLIENT_RETRY_FIRST_S: Final = 0.1  # for which a node that was lost is left alon
 CLIENT_RETRY_MAX_S: Final = 2.0  # jittered down to half
 CLIENT_TRIES_MAX: Final = 4  # nodes that one call asks for one key
 CLIENT_PARTS_MAX: Final = 16  # messages of one call under way
+CLIENT_FORK_WAIT_S: Final = 1.0  # that a fork waits for calls that are under way in threads
 CLIENT_RETIRE_S: Final = 30.0  # for which a channel nobody uses any more is kept for its calls
 
 # Getters.

@@ -322,8 +322,19 @@ def _after_fork_in_child() -> None:
             f"this process was forked after a client had connected, and {_FORK_SUPPORT} is off; "
             "leave it unset, fork before the first call, or start the process by spawn"
         )
+    elif any(threads for threads, _ in connected) and _crossed():
+        _why_not = (
+            "this process was forked while a thread waited for a slow load, which gRPC does not "
+            "survive; fork when no call is under way, or start the process by spawn"
+        )
     for client in clients:
         client._after_fork()
+
+
+def _crossed() -> bool:
+    from kamacache.client.forks import gate  # a client that has connected has loaded it
+
+    return gate.crossed
 
 
 def _fork_support() -> bool:

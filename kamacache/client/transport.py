@@ -18,6 +18,7 @@ import grpc
 
 from kamacache.client.channels import LoopChannels, ThreadChannels, believed
 from kamacache.client.exchange import Exchange, Part
+from kamacache.client.forks import gate
 from kamacache.client.nodes import Nodes, Question
 from kamacache.cluster.status import from_rpc
 from kamacache.errors import KamaCacheError, NodeUnavailableError
@@ -36,6 +37,11 @@ class Transport:
 
     def run(self, exchange: Exchange) -> None:
         """Send the parts until the last has ended; raises the call's first error."""
+        with gate:
+            self._run(exchange)
+        exchange.check()
+
+    def _run(self, exchange: Exchange) -> None:
         if exchange.operation.method == "Get":
             self._get(exchange)
         done: SimpleQueue[Part] = SimpleQueue()
@@ -54,7 +60,6 @@ class Transport:
                         part.call.cancel()
         finally:
             _cancel(exchange)
-        exchange.check()
 
     def _get(self, exchange: Exchange) -> None:
         """Send a get and wait in gRPC itself: half the CPU of a future, which takes two threads.
@@ -84,8 +89,9 @@ class Transport:
     def join(self, deadline_s: float) -> None:
         """Wait, a bounded time, until a seed has said who the members are."""
         arrived = threading.Event()
-        for question in self._nodes.join(arrived.set):
-            self._ask(question)
+        with gate:
+            for question in self._nodes.join(arrived.set):
+                self._ask(question)
         left_s = deadline_s - time.monotonic()
         arrived.wait(max(0.0, min(CLIENT_JOIN_S, left_s / 4)))
 
@@ -123,15 +129,18 @@ class Transport:
             self._channels.tidy()
 
     def _ask(self, question: Question) -> None:
+        gate.enter_beside()  # the question goes on when this call is over
         try:
             stub = self._channels.stub(question.node)
             call = stub.Members.future(pb.MembersRequest(), timeout=CLIENT_PROBE_S)
         except (ValueError, KamaCacheError) as error:  # closed a moment ago
+            gate.leave()
             self._nodes.no_members(question, str(error), silent=False)
             return
         call.add_done_callback(lambda call: self._told(question, call))
 
     def _told(self, question: Question, call: Any) -> None:
+        gate.leave()
         code = call.code()  # in a thread of grpc's
         if code is grpc.StatusCode.OK:
             self._nodes.members(question, *believed(call.result()))

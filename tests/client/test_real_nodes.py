@@ -224,8 +224,9 @@ def test_a_cancelled_call_ends_and_the_client_goes_on(
 
 
 FORKS = """
-import asyncio, os, sys, threading
+import asyncio, os, sys, threading, time
 import kamacache
+from kamacache.client import transport
 
 seeds, mode = sys.argv[1].split(","), sys.argv[2]
 client = kamacache.Client(seeds)
@@ -250,13 +251,18 @@ if mode == "closed":
     asyncio.run(in_a_loop_and_closed())
 if mode == "open":
     asyncio.run(in_a_loop(client, "before-0"))
+if mode == "slow":
+    threads = [threading.Thread(target=lambda: client.get("scores", "gate-fork", timeout=20))]
 if mode == "busy":
     def work():
         while not over.is_set():
             client.get("plain", "before-0", timeout=5)
     threads = [threading.Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
+for thread in threads:
+    thread.start()
+if mode == "slow":
+    while not transport.gate._inside:
+        time.sleep(0.01)
 pids = []
 for number in range(3):
     pid = os.fork()
@@ -271,6 +277,9 @@ for number in range(3):
     pids.append(pid)
 check("parent")
 codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+if mode == "slow":
+    print(codes, flush=True)
+    os._exit(0)  # the load goes on
 over.set()
 for thread in threads:
     thread.join()
@@ -307,3 +316,9 @@ def test_where_grpc_does_not_survive_a_fork_the_child_is_told(cluster: Cluster) 
     *errors, codes = forks(cluster, "used", GRPC_ENABLE_FORK_SUPPORT="0")
     assert codes == "[1, 1, 1]"
     assert all("GRPC_ENABLE_FORK_SUPPORT is off" in error for error in errors)
+    try:
+        *errors, codes = forks(cluster, "slow")
+    finally:
+        cluster.database.open_gate("gate-fork")
+    assert codes == "[1, 1, 1]"
+    assert all("waited for a slow load" in error for error in errors)
