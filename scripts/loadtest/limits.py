@@ -10,6 +10,7 @@ from typing import Final
 
 # What may be asked for.
 PROCESSES_MAX: Final = 256
+PROCESSES_ALL_MAX: Final = 512  # of all targets of a comparison
 CONCURRENCY_MAX: Final = 4_096  # of one process
 THREADS_MAX: Final = 256  # of one process, for clients that only know threads
 RATE_MAX: Final = 10_000_000.0  # requests a second, over all processes
@@ -26,6 +27,7 @@ TIMEOUT_S_MAX: Final = 600.0
 SEED_MAX: Final = (1 << 63) - 1
 FILE_BYTES_MAX: Final = 1 << 30  # of a trace or a list of sizes, unpacked
 TRACE_KEYS_MAX: Final = 50_000_000
+TRACE_KEYS_HELD_MAX: Final = 200_000_000  # by all load processes together
 SIZES_MAX: Final = 1_000_000  # in a list of sizes
 KEYS_LOADED_MAX: Final = 10_000_000  # stored before a warm test
 LOADED_BYTES_MAX: Final = 64 << 30  # and their values
@@ -39,6 +41,8 @@ OUTSTANDING_MAX: Final = 10_000  # requests of one process under way in an open 
 OUTSTANDING_BYTES_MAX: Final = 256 << 20  # of the values they carry
 LOAD_BATCH_KEYS: Final = 256  # keys in one message while the keys are stored
 LOAD_BATCH_BYTES: Final = 1 << 20
+LOAD_PROGRESS_S: Final = 0.2  # between two words on how many keys are stored
+LOAD_FAILURES_MAX: Final = 3  # batches that fail before any is stored
 ERROR_PAUSE_FIRST_S: Final = 0.001  # after an error in a closed loop; doubled with each further
 ERROR_PAUSE_MAX_S: Final = 0.1
 ERROR_CLASSES_MAX: Final = 32  # told apart; the rest is "other"
@@ -53,17 +57,25 @@ LATENCY_DIGITS: Final = 3
 INTERVAL_S: Final = 0.5  # of one report of one process
 INTERVAL_MANY_S: Final = 1.0  # where many processes report
 INTERVAL_MANY_PROCESSES: Final = 8
+INTERVALS_MAX: Final = 1_200  # kept of one round: longer rounds have longer ones
+SLOTS_OPEN_MAX: Final = 4  # whose histograms are kept unpacked
+LOOK_S: Final = 0.2  # between two looks of the parent at what goes on
+SAMPLE_S: Final = 1.0  # between two looks at the server's processes
 REPORT_BYTES_MAX: Final = 16 << 20  # of one line of a load process
-STDERR_BYTES_MAX: Final = 64 << 10  # kept of what a load process says when it fails
+STDERR_BYTES_MAX: Final = 16 << 10  # kept of what a load process says when it fails
 PROCESS_START_S: Final = 60.0  # for a load process to import, connect and say so
 PROCESS_STOP_S: Final = 5.0  # for a load process to end beyond what its requests may take
-START_AHEAD_S: Final = 0.05  # between the parent's word and the first request
+START_AHEAD_S: Final = 0.2  # between the parent's word and the first request
+START_AHEAD_EACH_S: Final = 0.01  # the same, more for each load process
 CHECK_S: Final = 5.0  # for a target to answer before the test
+STATS_S: Final = 0.5  # for a local node to say what a load process has read, twice a second
 LOAD_STALL_S: Final = 60.0  # without a key stored: the target does not take them
 DEAD_AFTER_S: Final = 5.0  # of errors alone: the target has died
+PIPE_BYTES: Final = 1 << 20  # so that a load process need not wait for a busy parent
 KILL_WAIT_S: Final = 5.0
 
 # What is noted under the results.
 GENERATOR_SHARE_NOTED: Final = 0.10  # of an operation's time that was the load test's own
 START_DELAY_SHARE_NOTED: Final = 0.10  # of the median latency that came before the start
+CLIENT_BUSY_NOTED: Final = 0.9  # of the load processes' time on their processors
 NOTES_MAX: Final = 32

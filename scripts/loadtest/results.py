@@ -1,7 +1,7 @@
 """What was measured, as data: reports of load processes, rounds, and the whole test.
 
-*Process*: load processes make `Interval`s and `ProcessResult`s, the parent merges them into
-`RoundResult`s; tables, plots and the JSON file read a `TestResult`. Times say their unit; a
+*Process*: the parent makes `Interval`s and `RoundResult`s of what load processes report;
+tables, plots and the JSON file read a `TestResult`. Times say their unit; a
 histogram is `scripts.loadtest.histogram.Histogram`'s text. *Invariants*: ``operations`` are
 those that ended without an error, a batch is one; ``hits`` and ``misses`` count keys, and are None
 where the target cannot tell a hit from a load.
@@ -63,26 +63,6 @@ class NodeUse(msgspec.Struct, frozen=True, kw_only=True):
     rss_bytes: int
     private_bytes: int  # unique to the process; shared memory is not in it
     ended: bool = False  # it died, or was replaced, in this round: cpu_s is as last seen
-
-
-class ProcessResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What one load process says at the end of a round."""
-
-    process: int
-    seconds: float  # from the common start to its last operation's end, or to the round's end
-    operations: int
-    keys: int  # read, written and deleted
-    found: int
-    hits: int | None
-    misses: int | None
-    errors: dict[str, int]
-    ops: list[OpResult]
-    start_delay: str  # histogram: from the intended start to the real one; empty in a closed loop
-    behind: int  # due before the end, and never started
-    behind_s: float  # how late the oldest of them was
-    cpu_s: float
-    generator_us: float  # what an operation costs the process beside the target's work
-    first_errors: list[str]  # a sentence of each class
 
 
 class RoundResult(msgspec.Struct, frozen=True, kw_only=True):

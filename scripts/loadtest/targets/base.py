@@ -58,8 +58,8 @@ class SyncSession(Protocol):
     def delete(self, key: bytes) -> None:
         """Remove; no error where it was not there."""
 
-    def get_many(self, keys: Sequence[bytes]) -> int:
-        """Return how many of these distinct keys came with a value."""
+    def get_many(self, keys: Sequence[bytes]) -> Sequence[bytes]:
+        """Read distinct keys; return those that came without a value."""
 
     def set_many(self, items: Mapping[bytes, bytes], ttl_s: float | None) -> None:
         """Store all."""
@@ -88,8 +88,8 @@ class AsyncSession(Protocol):
     async def delete(self, key: bytes) -> None:
         """Remove; no error where it was not there."""
 
-    async def get_many(self, keys: Sequence[bytes]) -> int:
-        """Return how many of these distinct keys came with a value."""
+    async def get_many(self, keys: Sequence[bytes]) -> Sequence[bytes]:
+        """Read distinct keys; return those that came without a value."""
 
     async def set_many(self, items: Mapping[bytes, bytes], ttl_s: float | None) -> None:
         """Store all."""
@@ -109,10 +109,14 @@ class Target(Protocol):
 
     name: str  # as it was given, shown everywhere
     client: str  # the client and its version, for the report
+    server: str  # what it says of itself; known after `check`
     concurrent: str  # "async" or "threads": how the client does more than one thing at a time
 
     def check(self, options: SessionOptions) -> None:
         """Ask the target something. Raises `TargetError`: a sentence with a remedy."""
+
+    def groups(self) -> list[str]:
+        """Return the names of its groups, where it can be asked without knowing one."""
 
     def loads_misses(self) -> bool:
         """Whether the target itself loads what it lacks; known after `check`."""

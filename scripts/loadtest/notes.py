@@ -1,0 +1,74 @@
+"""What a reader of the results must know to believe them: sentences on how they came about.
+
+*Process*: the parent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from scripts.loadtest.histogram import Histogram
+from scripts.loadtest.limits import (
+    CLIENT_BUSY_NOTED,
+    GENERATOR_SHARE_NOTED,
+    NOTES_MAX,
+    START_DELAY_SHARE_NOTED,
+)
+from scripts.loadtest.results import RoundResult
+from scripts.loadtest.targets.specs import split_spec
+
+
+def target_notes(
+    target: str, rounds: Sequence[RoundResult], *, processes: int, clock_us: float, opened: bool
+) -> list[str]:
+    """Return what is to be said of one target's rounds."""
+    seconds = sum(found.seconds for found in rounds) * processes
+    operations = sum(found.operations for found in rounds)
+    if not seconds or not operations:
+        return []
+    notes: list[str] = []
+    latencies = Histogram()
+    delays = Histogram()
+    for found in rounds:
+        latencies.add(found.histogram)
+        if found.start_delay:
+            delays.add(Histogram.decode(found.start_delay))
+    (p50_us,) = latencies.percentiles_us([50.0])
+    generator_us = max(found.generator_us for found in rounds)
+    share = operations * generator_us / 1e6 / seconds
+    if share > GENERATOR_SHARE_NOTED and not opened:
+        notes.append(
+            f"the load test's own work took about {min(share, 1.0):.0%} of its processes' time "
+            f"({generator_us:.2f} us an operation): throughput is lower by that, latency is not"
+        )
+    if clock_us > GENERATOR_SHARE_NOTED * p50_us:
+        notes.append(
+            f"each latency includes about {clock_us:.2f} us of the load test's own: the clock "
+            "and the call"
+        )
+    busy = sum(found.client_cpu_s for found in rounds) / seconds
+    if busy > CLIENT_BUSY_NOTED and split_spec(target)[0] != "local":
+        notes.append(
+            f"its load processes were busy {min(busy, 1.0):.0%} of the time: the client, not "
+            "the target, may be what was measured; more --processes tell"
+        )
+    notes += _open_notes(rounds, delays, p50_us)
+    return [f"{target}: {note}" for note in notes][:NOTES_MAX]
+
+
+def _open_notes(rounds: Sequence[RoundResult], delays: Histogram, p50_us: float) -> list[str]:
+    notes = []
+    behind = sum(found.behind for found in rounds)
+    if behind:
+        late_s = max(found.behind_s for found in rounds)
+        notes.append(
+            f"{behind:,} requests were due and never begun, the oldest of them for {late_s:.1f} s: "
+            "the rate is above what the target, or the load test, can take"
+        )
+    (delay_us,) = delays.percentiles_us([50.0])
+    if delays.count and delay_us > START_DELAY_SHARE_NOTED * p50_us:
+        notes.append(
+            f"half of the requests began more than {delay_us:,.0f} us after they were due, which "
+            f"is in their latency: for a connection or a processor to be free"
+        )
+    return notes
