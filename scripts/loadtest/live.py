@@ -214,8 +214,8 @@ class PlainView(View):
         self._since = []
         if result is not None:
             self._line("   whole", round_figures(result))
-            for sentence in _verdict(result):
-                self.note(f"  {sentence}")
+            if result.failed:
+                self.note(f"  {result.failed}")
 
     def note(self, sentence: str) -> None:
         """Print the sentence on a line of its own, however long."""
@@ -304,8 +304,8 @@ class TerminalView(View):
         self._headed = True
         _add_row(table, round_.short_title(NAME_CHARS), round_figures(result))
         self._console.print(table)
-        for sentence in _verdict(result):
-            self._console.print(Text(f"  {sentence}", style="red"))
+        if result.failed:
+            self._console.print(Text(f"  {result.failed}", style="red"))
 
     def note(self, sentence: str) -> None:
         """Print the sentence above the bar."""
@@ -327,6 +327,9 @@ class TerminalView(View):
         silent_s = now - self._heard
         if rows and silent_s >= SILENCE_SHOWN_S:
             parts.append(Text(f"no report for {figures.seconds(silent_s)}", style="yellow"))
+        # The terminal's own "^C" at the end of a full line would begin another one, and what
+        # is drawn next would leave the topmost line behind.
+        parts.append(Text(""))
         return Group(*parts)
 
     def _bar(self, round_: _Round, now: float) -> RenderableType:
@@ -373,13 +376,3 @@ def _add_row(table: Table, name: str, shown: list[str]) -> None:
     if errors.plain != "0":
         errors.stylize("red")
     table.add_row(Text(name), *cells, errors)
-
-
-def _verdict(result: RoundResult) -> list[str]:
-    """What is to be said of a round that is not a number."""
-    said = []
-    if result.interrupted:
-        said.append(f"interrupted after {figures.seconds(result.seconds)}")
-    if result.failed:
-        said.append(result.failed)
-    return said

@@ -73,17 +73,25 @@ def draw(result: TestResult) -> Figure:
     figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained")
     latency, throughput = figure.subplots(1, 2)
     for number, target in enumerate(result.targets):
-        colour = COLOURS[number % len(COLOURS)]
-        dashes = DASHES[number % len(DASHES)]
-        look = {"color": colour, "linestyle": dashes, "linewidth": 2}
-        _plot_latency(latency, result.histogram(target), look)
-        _plot_throughput(throughput, result.of(target), names[target], look)
+        _plot_latency(latency, result.histogram(target), _look(number))
+        _plot_throughput(throughput, result.of(target), names[target], _look(number))
     summaries = [result.summary(target) for target in result.targets]
     _dress_latency(latency, [result.histogram(target).count for target in result.targets])
     _dress_throughput(throughput, [summary.operations_per_s for summary in summaries])
+    for number, target in enumerate(result.targets):
+        _mark_errors(throughput, result.of(target), names[target], _look(number))
     figure.suptitle("\n".join(headline(result.arguments)), fontsize=9, parse_math=False)
     _add_legend(figure, throughput, {names[one.target]: one for one in summaries})
     return figure
+
+
+def _look(number: int) -> dict[str, Any]:
+    """Return how the lines of the n-th target look, in both panels."""
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": DASHES[number % len(DASHES)],
+        "linewidth": 2,
+    }
 
 
 def _plot_latency(axes: Axes, latencies: Histogram, look: dict[str, Any]) -> None:
@@ -99,11 +107,25 @@ def _plot_throughput(
     axes.plot(times_s, middle, label=name, marker=_dot(times_s), **look)
     if len(rounds) > 1:
         axes.fill_between(times_s, least, greatest, color=look["color"], alpha=0.15, linewidth=0)
+
+
+def _mark_errors(
+    axes: Axes, rounds: Sequence[RoundResult], name: str, look: dict[str, Any]
+) -> None:
+    """Mark the slots with errors, on the floor where the line has left through it."""
     failed_s = failing_slots(rounds)
     if failed_s:
-        at = [middle[times_s.index(time_s)] for time_s in failed_s]
+        times_s, middle, *_ = throughput_line(rounds)
+        rates = dict(zip(times_s, middle, strict=True))
+        floor = axes.get_ylim()[0]
         cross = {"linestyle": "none", "marker": "X", "markersize": 9, "markeredgecolor": "black"}
-        axes.plot(failed_s, at, label=f"{name}: errors", **{**look, **cross})
+        axes.plot(
+            failed_s,
+            [max(rates[time_s], floor) for time_s in failed_s],
+            label=f"{name}: errors",
+            clip_on=False,
+            **{**look, **cross},
+        )
 
 
 def _add_legend(figure: Figure, axes: Axes, summaries: dict[str, Summary]) -> None:

@@ -133,8 +133,8 @@ def use_table(summaries: list[Summary], names: dict[str, str]) -> Table | None:
                 Text(use.role),
                 str(use.pid),
                 _cpu(use.cpu_s_per_1000),
-                figures.memory(use.rss_bytes),
-                figures.memory(use.private_bytes),
+                figures.memory(use.rss_bytes) if use.rss_bytes else figures.NOTHING,
+                figures.memory(use.private_bytes) if use.private_bytes else figures.NOTHING,
             )
         if len(summary.use) > 1:
             table.add_row(
@@ -186,6 +186,13 @@ def say_remarks(result: TestResult, names: dict[str, str]) -> Iterable[str]:
     for note in result.notes:
         target, _, rest = note.partition(": ")
         said.append(f"{names[target]}: {rest}" if target in names else note)
+    for ratios in compare(result):
+        rounds = len(result.of(ratios.target))
+        if ratios.rounds < rounds:
+            said.append(
+                f"{names[ratios.target]}: {rounds - ratios.rounds} of {rounds} rounds are in no"
+                f" ratio, since it or {names[ratios.base]} finished nothing in them"
+            )
     yield from dict.fromkeys(said)
 
 

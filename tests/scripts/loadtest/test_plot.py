@@ -127,6 +127,17 @@ def test_slots_with_errors_are_marked_where_the_line_is() -> None:
     assert errors.get_label() == "local: errors"
 
 
+def test_errors_are_seen_where_a_logarithmic_line_is_not() -> None:
+    many = round_result(LOCAL, ops=[op("read", [1.0] * 1000)], intervals=[interval([1.0] * 500)])
+    figure = draw(whole_test(many, with_rates(REDIS, 1, 1, 0, failing=1)))
+    axes = figure.axes[1]
+    *_, errors = axes.get_lines()
+    assert axes.get_yscale() == "log"
+    ((_, rate),) = points(errors)
+    assert rate == axes.get_ylim()[0] > 0
+    assert not errors.get_clip_on()
+
+
 def test_rates_far_apart_share_a_logarithmic_axis() -> None:
     near = draw(whole_test(with_rates(LOCAL, 1, 100), with_rates(REDIS, 1, 20)))
     assert near.axes[1].get_yscale() == "linear"

@@ -96,6 +96,26 @@ def test_compared_targets_have_the_median_and_the_spread_of_the_rounds() -> None
     assert [line for line in lines if line.startswith("to local ")]
 
 
+def test_rounds_without_a_ratio_are_told() -> None:
+    lines = printed(
+        whole_test(
+            round_result(LOCAL, 1),
+            round_result(MEMCACHED, 1),
+            round_result(LOCAL, 2),
+            round_result(MEMCACHED, 2, ops=[], errors={"timeout": 5}),
+        )
+    )
+    assert line_of(lines, "memcached", "1").startswith("1.00 ")
+    told = "memcached: 1 of 2 rounds are in no ratio, since it or local finished nothing in them"
+    assert told in " ".join(line.strip() for line in lines)
+
+
+def test_a_process_that_ended_has_no_memory() -> None:
+    gone = node_use("worker-0", 11, cpu_s=0.004, private_bytes=0)
+    lines = printed(whole_test(round_result(LOCAL, use=[gone])))
+    assert line_of(lines, "local", "worker-0") == f"11 2.00 s {figures.NOTHING} {figures.NOTHING}"
+
+
 def test_batches_are_told_in_keys_too() -> None:
     lines = printed(whole_test(round_result(LOCAL, keys=200)))
     assert f"local is {LOCAL}: 1.0 s, 200 keys/s" in lines
