@@ -14,11 +14,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run demo test check format bench bench-quick soak soak-quick proto proto-check clean
+.PHONY: help venv run demo test check format bench bench-quick bench-check bench-baseline profile \
+	soak soak-quick proto proto-check clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 $(RUNTIME): pyproject.toml
 	@test -n "$(PYVER)" || { echo "python 3.11 or newer not found; try make PYTHON=python3.12" >&2; exit 1; }
@@ -58,11 +59,20 @@ format: $(DEV) ## let ruff format and mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(BENCH) ## all benchmarks against their targets (needs redis-server and memcached)
-	$(BIN)/python scripts/bench/run_all.py $(ARGS)
+bench: $(BENCH) ## the standard set in 10 minutes; writes docs/benchmarks.md (uses redis-server, memcached)
+	$(BIN)/python scripts/bench/standard.py $(ARGS)
 
-bench-quick: $(BENCH) ## the same, short: shows that they run, not what they measure
-	$(BIN)/python scripts/bench/run_all.py --quick $(ARGS)
+bench-quick: $(BENCH) ## the same, short: shows that all of it runs, not what it measures
+	$(BIN)/python scripts/bench/standard.py --quick --results build/benchmarks-quick.json $(ARGS)
+
+bench-check: $(BENCH) ## fail where a hot path takes more instructions than it did (needs valgrind)
+	$(BIN)/python scripts/bench/instructions.py --check $(ARGS)
+
+bench-baseline: $(BENCH) ## write down the instructions that the hot paths take now
+	$(BIN)/python scripts/bench/instructions.py --update $(ARGS)
+
+profile: $(BENCH) ## CPU profiles of the hot paths, by py-spy, into build/profiles
+	$(BIN)/python scripts/bench/profiles.py $(ARGS)
 
 soak: $(DEV) ## stress tests at full length, and the soak tests
 	KAMACACHE_STRESS=full $(BIN)/python -m pytest -m 'stress or soak' --timeout=7200 $(ARGS)

@@ -43,7 +43,7 @@ BATCH = 256
 EVICTIONS = ("lru", "s3fifo")
 
 ITEMS = 1_000_000
-ITEMS_QUICK = 60_000
+ITEMS_QUICK = 30_000
 FILE_BYTES_AN_ITEM = 176  # of an item of `ITEM_BYTES_MEAN`: a million fill the shard
 PRIVATE_BYTES_MAX = 64
 GROUP = "memory"
