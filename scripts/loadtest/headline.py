@@ -28,7 +28,7 @@ def headline(arguments: Mapping[str, Any]) -> list[str]:
 def _workload(arguments: Mapping[str, Any]) -> list[str]:
     said = []
     if mix := arguments.get("mix"):
-        said.append(f"reads:writes:deletes {mix}")
+        said.append(f"mix {mix}")
     popularity, keys = arguments.get("popularity"), arguments.get("keys")
     if popularity and popularity.startswith(TRACE):
         said.append(popularity)

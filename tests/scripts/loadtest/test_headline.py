@@ -23,8 +23,7 @@ ASKED = {
 def test_a_closed_loop_says_how_many_requests_are_under_way() -> None:
     workload, offer = headline(ASKED)
     assert workload == (
-        "reads:writes:deletes 90:10:0, zipf:0.99 over 100,000 keys stored before, "
-        "values of 100 bytes"
+        "mix 90:10:0, zipf:0.99 over 100,000 keys stored before, values of 100 bytes"
     )
     assert offer == "closed loop, 1 process of 1 request at a time, seed 7"
     assert headline({**ASKED, "processes": 4, "concurrency": 16})[1] == (
@@ -48,16 +47,16 @@ def test_what_differs_from_the_usual_is_said() -> None:
         "cache": "cold",
     }
     assert headline(asked)[0] == (
-        "reads:writes:deletes 90:10:0, zipf:0.99 over 100,000 keys new to the target in each "
+        "mix 90:10:0, zipf:0.99 over 100,000 keys new to the target in each "
         "round, values lognormal:400:1, 256 keys a request, ttl 2.5 s"
     )
 
 
 def test_a_trace_has_no_number_of_keys() -> None:
     asked = {**ASKED, "mix": "1:0:0", "popularity": "trace:/data/t.gz", "cache": "cold"}
-    assert headline(asked)[0].startswith("reads:writes:deletes 1:0:0, trace:/data/t.gz, values")
+    assert headline(asked)[0].startswith("mix 1:0:0, trace:/data/t.gz, values")
 
 
 def test_what_is_not_known_is_left_out() -> None:
     assert headline({}) == []
-    assert headline({"keys": 5, "mix": "1:0:0"}) == ["reads:writes:deletes 1:0:0"]
+    assert headline({"keys": 5, "mix": "1:0:0"}) == ["mix 1:0:0"]

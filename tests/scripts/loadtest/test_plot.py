@@ -161,7 +161,7 @@ def test_the_axis_of_percentiles_is_labelled_in_nines() -> None:
 def test_the_title_is_the_workload_taken_literally(tmp_path: Path) -> None:
     arguments = {"mix": "90:10:0", "popularity": r"trace:/data/$\no$.gz"}
     result = whole_test(with_rates(LOCAL, 1, 100), arguments=arguments)
-    assert draw(result).get_suptitle() == r"reads:writes:deletes 90:10:0, trace:/data/$\no$.gz"
+    assert draw(result).get_suptitle() == r"mix 90:10:0, trace:/data/$\no$.gz"
     write_plot(result, tmp_path / "plot.png")  # as mathematics it could not be drawn
 
 

@@ -146,7 +146,7 @@ def test_the_workload_stands_above() -> None:
     arguments = {"mix": "90:10:0", "processes": 2, "concurrency": 1, "rate": None}
     lines = printed(whole_test(round_result(LOCAL), arguments=arguments))
     assert lines[1:3] == [
-        "reads:writes:deletes 90:10:0",
+        "mix 90:10:0",
         "closed loop, 2 processes of 1 request at a time",
     ]
 
