@@ -70,11 +70,11 @@ def seconds(value: float) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """Return a ratio with three digits: 0.0123, 0.98, 1.25, 12.5, 125."""
+    """Return a ratio: 0.012, 0.98, 1.25, 12.5, 125."""
     if value is None:
         return NOTHING
     if value < 0.0995:
-        return f"{value:.3g}"
+        return f"{value:.2g}"
     return f"{value:.2f}" if value < 9.995 else significant(value)
 
 

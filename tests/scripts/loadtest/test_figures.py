@@ -85,9 +85,10 @@ def test_a_duration_reads_as_on_a_clock(value: float, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(0.01234, "0.0123"), (0.98, "0.98"), (9.996, "10.0"), (1234.0, "1,234")]
+    ("value", "shown"),
+    [(0.01234, "0.012"), (0.0994, "0.099"), (0.98, "0.98"), (9.996, "10.0"), (1234.0, "1,234")],
 )
-def test_a_ratio_has_three_digits(value: float, shown: str) -> None:
+def test_a_ratio_has_two_or_three_digits(value: float, shown: str) -> None:
     assert figures.ratio(value) == shown
 
 

@@ -7,12 +7,22 @@ import os
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from scripts.loadtest.histogram import Histogram
-from scripts.loadtest.output import OutputError, check_writable, replace_file, write_json
+from scripts.loadtest.output import (
+    Document,
+    OutputError,
+    check_writable,
+    replace_file,
+    write_json,
+)
+from scripts.loadtest.ratios import Ratios, Spread
+from scripts.loadtest.results import OpSummary, Summary, UseSummary
 from tests.scripts.loadtest.made_results import node_use, op, round_result, whole_test
 
+ROOT = Path(__file__).resolve().parents[3]
 LOCAL, REDIS = "local:/run/kamacache", "redis:127.0.0.1:6379"
 
 
@@ -109,3 +119,13 @@ def test_the_document_has_sums_ratios_and_every_round(tmp_path: Path) -> None:
     assert read["ratios"][0]["throughput"] == {"median": 0.5, "least": 0.5, "greatest": 0.5}
     # The histograms are HdrHistogram's own format, for its other tools.
     assert Histogram.decode(read["rounds"][1]["ops"][0]["histogram"]).count == 2
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [Document, Summary, OpSummary, UseSummary, Ratios, Spread],
+    ids=lambda kind: kind.__name__,
+)
+def test_the_page_names_every_key(kind: type[msgspec.Struct]) -> None:
+    page = (ROOT / "docs" / "load-test.md").read_text()
+    assert [name for name in kind.__struct_fields__ if f"`{name}`" not in page] == []

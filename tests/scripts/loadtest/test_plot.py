@@ -191,10 +191,10 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_test(tmp_path: Pat
         check_plot(tmp_path / "none" / "plot.png")
 
 
-def test_matplotlib_is_not_loaded_until_something_is_drawn() -> None:
+def test_matplotlib_is_not_loaded_until_something_is_drawn(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib; from scripts.loadtest.plot import check_plot;"
         "check_plot(pathlib.Path(sys.argv[1])); sys.exit('matplotlib' in sys.modules)"
     )
-    argv = [sys.executable, "-c", code, "/tmp/kamacache-never-made.png"]
+    argv = [sys.executable, "-c", code, str(tmp_path / "plot.png")]
     subprocess.run(argv, cwd=ROOT, check=True, timeout=30)
