@@ -338,14 +338,18 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 @contextmanager
 def running_node(
-    folder: Path, *flags: str, groups: Sequence[str] = (), workers: int = 8
+    folder: Path,
+    *flags: str,
+    groups: Sequence[str] = (),
+    workers: int = 8,
+    address: str | None = None,
 ) -> Iterator[RunningNode]:
     """Run `kamacache-node` until the end of the block, with these groups (name:size).
 
-    In a flag, ``{address}`` stands for where it listens.
+    In a flag, ``{address}`` stands for where it listens: ``address``, or a free port.
     """
     run_dir = folder / "run"
-    address = f"127.0.0.1:{free_port()}"
+    address = address or f"127.0.0.1:{free_port()}"
     command = [
         sys.executable,
         "-c",
