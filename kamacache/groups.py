@@ -225,11 +225,16 @@ class Group:
         if isinstance(value, bytes):
             return self._value(value)
         data = key_bytes(key)
-        deadline_s = self._deadline_s(timeout)
+        deadline_s = None if timeout is None else self._deadline_s(timeout)
         found = None
         if value is None:
-            with _Timed(self, timeout):
-                found = await self._started().aget(data, deadline_s)
+            try:  # what no `_Timed` is made for unless it is needed
+                found = await (self._engine or self._started()).aget(data, deadline_s)
+            except DeadlineExceededError as error:
+                _Timed(self, timeout).__exit__(type(error), error, None)
+                raise
+        if found is not None and self._decode is None:
+            return found
         return self._answer(data, found, default)
 
     def set(

@@ -25,6 +25,7 @@ from kamacache.limits import PEER_REQUESTS_MAX, PEER_UNSENT_BYTES_MAX, REPLY_GRA
 from kamacache.wire.frames import FrameError, frame
 from kamacache.wire.messages import (
     FROM_PEER,
+    Answers,
     DecodeError,
     Draining,
     Failure,
@@ -87,6 +88,7 @@ class Exchange:
         "_ids",
         "_loop",
         "_on_draining",
+        "_part_left",
         "_pending",
         "_sender",
     )
@@ -114,6 +116,7 @@ class Exchange:
         self._on_draining: Final = on_draining
         self._ids = 0
         self._pending: dict[int, tuple[Request, DoneCall, float]] = {}
+        self._part_left: dict[int, int] = {}  # of requests that were answered in part: keys
         self._earliest_s = NEVER_S  # none of the deadlines is before
 
     def __len__(self) -> int:
@@ -129,13 +132,17 @@ class Exchange:
         )
 
     def ask(self, request: Request, done: DoneCall, deadline_s: float) -> None:
-        """Send a request whose flags and clock are filled in; ``done`` is called once, later."""
+        """Send a request whose flags and clock are filled in; ``done`` is called once, later.
+
+        For a `Gets` it is called with each of the `Answers`, or with what came in place of one.
+        """
         left_s = deadline_s - time.monotonic()
         if left_s <= 0:
             self._counts["late"] += 1
             self._loop.call_soon(finish, done, self._late(request), self._address)
             return
-        if self.full:
+        sender, pending = self._sender, self._pending
+        if len(pending) >= PEER_REQUESTS_MAX or sender.waiting_bytes > PEER_UNSENT_BYTES_MAX:
             self._counts["overloaded"] += 1
             error = overloaded(self._address, request)
             self._loop.call_soon(finish, done, error, self._address)
@@ -143,10 +150,10 @@ class Exchange:
         self._ids = request.id = ticket = self._ids + 1
         request.budget_ms = int(left_s * 1000) + 1
         request.until_ms = int(deadline_s * 1000) + self._ahead_ms
-        self._pending[ticket] = (request, done, deadline_s)
+        pending[ticket] = (request, done, deadline_s)
         if deadline_s < self._earliest_s:
             self._earliest_s = deadline_s
-        self._sender.put(frame(request))
+        sender.put(frame(request))
 
     def say(self, request: Request) -> None:
         """Send a request whose answer nobody waits for."""
@@ -166,7 +173,13 @@ class Exchange:
                 self._on_draining()
             return
         request, done, deadline_s = entry
-        if type(reply) is Values and len(reply.values) < len(getattr(request, "keys", ())):
+        if type(reply) is Answers:
+            left = self._part_left.pop(reply.id, 0) or len(getattr(request, "keys", ()))
+            left -= len(reply.values) + len(reply.errors)
+            if left > 0:
+                self._part_left[reply.id] = left
+                self._pending[reply.id] = entry
+        elif type(reply) is Values and len(reply.values) < len(getattr(request, "keys", ())):
             self._ask_rest(request, reply, done, deadline_s)
             return
         try:  # not `finish`: one call less for each answer
@@ -181,6 +194,7 @@ class Exchange:
         pending = self._pending
         for ticket in [t for t, (_, _, until_s) in pending.items() if now_s >= until_s + GRACE_S]:
             request, done, _ = pending.pop(ticket)
+            self._part_left.pop(ticket, None)
             self._counts["late"] += 1
             finish(done, self._late(request), self._address)
         self._earliest_s = min((until_s for _, _, until_s in pending.values()), default=NEVER_S)
@@ -188,6 +202,7 @@ class Exchange:
     def lose(self) -> None:
         """Tell all that the stream failed, and which of them may have been read."""
         pending, self._pending = self._pending, {}
+        self._part_left.clear()
         self._counts["lost"] += len(pending)
         for ticket, (_, done, _) in pending.items():
             error = lost(self._address, sent=ticket <= self._sender.handed)

@@ -9,10 +9,11 @@
       ▲                                                                        │             │
       └──── jittered back-off ◄── refused, broken, nothing heard for PEER_SILENCE_S ◄────────┘
 
-*Invariants*: ``done`` is called once for each `PeerLink.send`, later and in the loop. While the
-link is down nobody waits for it, but for its first try. It is down only when nothing is heard,
-never because answers take long: a link on which nothing comes is pinged, and the peer's front
-answers that whatever its workers do. Bytes that are no frames end the stream.
+*Invariants*: ``done`` is called once for each `PeerLink.send`, later and in the loop; for a `Gets`
+once for each part of its answer. While the link is down nobody waits for it, but for its first try.
+It is down only when nothing is heard, never because answers take long: a link on which nothing
+comes is pinged, and the peer's front answers that whatever its workers do. Bytes that are no frames
+end the stream.
 """
 
 from __future__ import annotations
@@ -184,7 +185,7 @@ class PeerLink:
         return counts
 
     def send(self, request: Request, done: DoneCall, deadline_s: float) -> None:
-        """Ask the peer; ``done`` is called once, later, in the loop.
+        """Ask the peer; ``done`` is called once, later, in the loop (a `Gets`: once for each part).
 
         It gets the reply, a `Failure` included, or a `PeerLostError`, a `DeadlineExceededError`,
         or a `LoadError` where too much waits already. ``deadline_s`` is a time.monotonic(). The

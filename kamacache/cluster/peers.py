@@ -180,6 +180,16 @@ class Peers:
                 return link
         return None
 
+    def routes(self, keys: Sequence[bytes]) -> list[Link | None]:
+        """Return `route` of each key, in their order."""
+        owners = self._ring.owners_of(keys)
+        links = self._links
+        for address in set(owners):
+            link = links[address]
+            if link is not None and not link.usable and link.settled:
+                return [self.route(key) for key in keys]
+        return [links[address] for address in owners]
+
     def owns(self, key: bytes) -> bool:
         """Tell whether the key goes to this node now."""
         return self.route(key) is None

@@ -79,6 +79,11 @@ class Ring:
         """Return the address of the node that owns a key."""
         return self._owners[bisect_right(self._points, xxh3_64_intdigest(key, _KEY_SEED))]
 
+    def owners_of(self, keys: Iterable[bytes]) -> list[str]:
+        """Return the address of the owner of each key, in their order."""
+        owners, points = self._owners, self._points
+        return [owners[bisect_right(points, xxh3_64_intdigest(key, _KEY_SEED))] for key in keys]
+
     def owners(self, key: bytes) -> Iterator[str]:
         """Yield the owner, then the next distinct nodes clockwise, each once."""
         owners = self._owners

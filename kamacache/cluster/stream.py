@@ -17,9 +17,9 @@ for longer than `PEER_SILENCE_S` on a line of 100 Mbit/s, and so would what wait
 from __future__ import annotations
 
 import asyncio
-import struct
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from itertools import chain
 from typing import Final
 
 from kamacache.limits import PEER_BATCH_BYTES
@@ -32,7 +32,6 @@ LARGE_BYTES: Final = 64 << 10
 SLOW_WRITE_S: Final = 0.02
 
 _TAG: Final = 0x0A  # field 1, length-delimited
-_LENGTH: Final = struct.Struct("<I")
 
 
 def pack(frames: list[bytes], size_bytes: int) -> bytes:
@@ -48,10 +47,11 @@ def pack(frames: list[bytes], size_bytes: int) -> bytes:
 class FrameSplitter:
     """Cuts the messages of one direction of a stream into frames' bodies."""
 
-    __slots__ = ("_reader",)
+    __slots__ = ("_holds", "_reader")
 
     def __init__(self) -> None:
         self._reader = FrameReader()  # of frames that go on in the next message
+        self._holds = False
 
     @property
     def held_bytes(self) -> int:
@@ -61,29 +61,38 @@ class FrameSplitter:
     def drop(self) -> None:
         """Let go of a frame that will not become whole."""
         self._reader = FrameReader()
+        self._holds = False
 
-    def bodies(self, message: bytes) -> Iterator[Body]:
-        """Yield what a message makes whole; each body before the next is asked for.
+    def bodies(self, message: bytes) -> Iterable[Body]:
+        """Return what a message makes whole; each is let go of before the next is asked for.
 
         Raises `FrameError` where the message is none of frames.
         """
-        at = _start(message)
         end = len(message)
+        if 2 < end < 0x80 and message[0] == _TAG and message[1] == end - 2:
+            at = 2  # what `_start` returns for a short one
+        else:
+            at = _start(message)
+        if self._holds:
+            return self._joined(message[at:])
+        whole: list[Body] = []
+        while at + HEADER_BYTES <= end:
+            after = at + HEADER_BYTES + int.from_bytes(message[at : at + HEADER_BYTES], "little")
+            if after > end or after == at + HEADER_BYTES:
+                break
+            whole.append(message[at + HEADER_BYTES : after])
+            at = after
+        return whole if at == end else chain(whole, self._joined(message[at:]))
+
+    def _joined(self, data: bytes) -> Iterator[Body]:
+        """Yield what becomes whole of a frame that began before."""
         reader = self._reader
-        if not reader.held_bytes:
-            while at + HEADER_BYTES <= end:
-                length = _LENGTH.unpack_from(message, at)[0]
-                after = at + HEADER_BYTES + length
-                if after > end or not length:
-                    break
-                yield message[at + HEADER_BYTES : after]
-                at = after
-            if at == end:
-                return
-        reader.feed(message[at:])
+        reader.feed(data)
+        self._holds = True
         while (body := reader.next()) is not None:
             yield body
             del body  # a view would keep the reader's buffer from growing
+        self._holds = reader.held_bytes > 0
 
 
 def _start(message: bytes) -> int:

@@ -30,7 +30,7 @@ from kamacache.clock import boottime_ms
 from kamacache.cluster.stream import FrameSender, FrameSplitter
 from kamacache.errors import ConfigError, KamaCacheError, to_fields
 from kamacache.front.engine import Engine
-from kamacache.front.splitting import Split, joined_counts, joined_values
+from kamacache.front.splitting import Split, joined_counts, joined_values, like
 from kamacache.hashing import shard_hash, worker_of
 from kamacache.limits import (
     CALL_TIMEOUT_MAX_S,
@@ -49,6 +49,7 @@ from kamacache.wire.messages import (
     FROM_PEER,
     PEEK,
     PEER_FORMAT,
+    Answers,
     DecodeError,
     Delete,
     DeleteMany,
@@ -58,8 +59,10 @@ from kamacache.wire.messages import (
     Flush,
     Get,
     GetMany,
+    Gets,
     Hello,
     Invalidate,
+    KeyFailure,
     PeerSeen,
     Ping,
     Reply,
@@ -71,6 +74,7 @@ from kamacache.wire.messages import (
     decode_request,
     salvage_id,
 )
+from kamacache.wire.parts import answered, in_frames
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Peers"]
 SEEN_TIMEOUT_S: Final = 2.0
@@ -85,6 +89,11 @@ class WorkerLink(Protocol):
 
     async def ask(self, request: Request, deadline_s: float) -> Reply:
         """Return the reply, of whatever kind. Raises `KamaCacheError`."""
+
+    async def ask_each(
+        self, request: Gets, deadline_s: float, part: Callable[[Answers], None]
+    ) -> Reply | None:
+        """Hand on what is known of keys as it comes; return the failure of those left, or None."""
 
 
 class PeersServicer:
@@ -197,6 +206,7 @@ class PeerStream:
         self._table: Final[dict[type[Request], Callable[[Any], Reply | None]]] = {
             Get: self._get,
             GetMany: self._get_many,
+            Gets: self._gets,
             Set: self._one,
             Delete: self._one,
             SetMany: self._many,
@@ -356,6 +366,44 @@ class PeerStream:
         self._begin(request, self._ask_missing(request, found, parts, dropping))
         return None
 
+    def _gets(self, request: Gets) -> Reply | None:
+        """Answer the hits now, and each of the others when its worker does."""
+        if request.flags & PEEK:
+            raise ConfigError("one key is peeked at, not several", setting="flags")
+        engine = self._servicer.engines.get(request.group)
+        entries: list[Entry | None] = [None] * len(request.keys)
+        if engine is not None:
+            entries = self._entries(engine, request.keys)
+        found = [index for index, entry in enumerate(entries) if entry is not None]
+        if len(found) < len(entries) or not found:
+            self._begin(request, self._ask_each_of(request, entries))
+        if not found:
+            return None
+        hits = [entry for entry in entries if entry is not None]
+        reply = Answers(
+            request.id,
+            [entry.value for entry in hits],
+            [] if len(hits) == len(entries) else found,
+            [],
+            [entry.ttl_ms or 0 for entry in hits],
+            [entry.version for entry in hits],
+        )
+        for part in in_frames(reply):
+            self._put(part)
+        return None
+
+    def _entries(self, engine: Engine, keys: Sequence[bytes]) -> list[Entry | None]:
+        entries: list[Entry | None] = []
+        lookup, lookup_entry = engine.lookup, engine.lookup_entry
+        dropping = self._dropping
+        for key in keys:
+            entry = None
+            # A second read: the first counts the hit and keeps the entry from being evicted.
+            if key not in dropping and lookup(key) is not None:
+                entry = lookup_entry(key)
+            entries.append(entry if isinstance(entry, Entry) else None)
+        return entries
+
     # -- answered by the workers -----------------------------------------------------------
 
     def _one(self, request: Get | Set | Delete) -> Reply | None:
@@ -394,7 +442,9 @@ class PeerStream:
         self._begin(request, self._ask_all(request, parts))
         return None
 
-    def _begin(self, request: Request, asking: Coroutine[Any, Any, Reply]) -> asyncio.Task[None]:
+    def _begin(
+        self, request: Request, asking: Coroutine[Any, Any, Reply | None]
+    ) -> asyncio.Task[None]:
         task = self._loop.create_task(self._answer(request.id, asking))
         self._tasks.add(task)
         task.add_done_callback(self._answered)
@@ -408,20 +458,62 @@ class PeerStream:
         if self._last_asked and not self._tasks:
             self._ending.set()
 
-    async def _answer(self, ticket: int, asking: Coroutine[Any, Any, Reply]) -> None:
-        """Send what comes of it, under the peer's id."""
+    async def _answer(self, ticket: int, asking: Coroutine[Any, Any, Reply | None]) -> None:
+        """Send what comes of it, under the peer's id; None: it was sent as it came."""
         try:
             reply = await asking
         except KamaCacheError as error:
             reply = Failure(ticket, *to_fields(error))
         except Exception as error:
             reply = self._defect(ticket, error)
-        reply.id = ticket
-        self._put(reply)
+        if reply is not None:
+            reply.id = ticket
+            self._put(reply)
 
     async def _ask(self, shard: int, request: Request) -> Reply:
         budget_s = min(request.budget_ms / 1000, CALL_TIMEOUT_MAX_S)
         return await self._servicer.workers[shard].ask(request, time.monotonic() + budget_s)
+
+    async def _ask_each_of(self, request: Gets, entries: Sequence[Entry | None]) -> None:
+        """Ask the workers for the keys that have no entry, and answer as they do."""
+        missing = [index for index, entry in enumerate(entries) if entry is None]
+        keys = request.keys
+        if self._dropping:
+            dropping = {
+                self._dropping[keys[index]] for index in missing if keys[index] in self._dropping
+            }
+            if dropping:
+                await asyncio.wait(dropping)
+        shards: dict[int, list[int]] = {}
+        for index in missing:
+            shards.setdefault(self._shard(keys[index]), []).append(index)
+        await asyncio.gather(*(self._ask_some(*part, request) for part in shards.items()))
+
+    async def _ask_some(self, shard: int, places: list[int], whole: Gets) -> None:
+        """Ask one worker for the keys at some places, and answer as it does."""
+
+        def answer(part: Answers) -> None:
+            part.id = whole.id
+            left.difference_update(answered(part))
+            part.at = [places[index] for index in part.at or range(len(part.values))]
+            for failed in part.errors:
+                failed.index = places[failed.index]
+            self._put(part)
+
+        left = set(range(len(places)))
+        request = like(whole, Gets(group=whole.group, keys=[whole.keys[at] for at in places]))
+        budget_s = min(whole.budget_ms / 1000, CALL_TIMEOUT_MAX_S)
+        deadline_s = time.monotonic() + budget_s
+        failure: Reply | None
+        try:
+            failure = await self._servicer.workers[shard].ask_each(request, deadline_s, answer)
+        except KamaCacheError as error:
+            failure = Failure(0, *to_fields(error))
+        except Exception as error:
+            failure = self._defect(0, error)
+        if type(failure) is Failure:
+            fields = (failure.kind, failure.message, failure.fields)
+            self._put(Answers(whole.id, errors=[KeyFailure(places[at], *fields) for at in left]))
 
     async def _ask_each(self, parts: Sequence[tuple[int, Request]]) -> list[Reply | KamaCacheError]:
         asked = [self._ask(shard, part) for shard, part in parts]

@@ -57,7 +57,7 @@ class Split:
         for key in keys:
             shards.setdefault(self._worker(key), []).append(key)
         return [
-            (shard, _like(request, GetMany(keys=part, group=request.group)))
+            (shard, like(request, GetMany(keys=part, group=request.group)))
             for shard, part in shards.items()
         ]
 
@@ -69,7 +69,7 @@ class Split:
             for key in request.keys:
                 keys.setdefault(self._worker(key), []).append(key)
             return [
-                (shard, _like(request, DeleteMany(keys=part, group=group)))
+                (shard, like(request, DeleteMany(keys=part, group=group)))
                 for shard, part in keys.items()
             ]
         if isinstance(request, SetMany):
@@ -77,26 +77,26 @@ class Split:
             for item in request.items:
                 items.setdefault(self._worker(item[0]), []).append(item)
             return [
-                (shard, _like(request, SetMany(items=part, ttl_ms=request.ttl_ms, group=group)))
+                (shard, like(request, SetMany(items=part, ttl_ms=request.ttl_ms, group=group)))
                 for shard, part in items.items()
             ]
         versions: dict[int, list[tuple[bytes, int]]] = {}
         for version in request.items:
             versions.setdefault(self._worker(version[0]), []).append(version)
         return [
-            (shard, _like(request, Invalidate(items=part, group=group)))
+            (shard, like(request, Invalidate(items=part, group=group)))
             for shard, part in versions.items()
         ]
 
     def flushes(self, request: Flush) -> list[tuple[int, Request]]:
         """Return the same request for every worker."""
         return [
-            (shard, _like(request, Flush(version=request.version, group=request.group)))
+            (shard, like(request, Flush(version=request.version, group=request.group)))
             for shard in range(self._workers)
         ]
 
 
-def _like(whole: Request, part: R) -> R:
+def like(whole: Request, part: R) -> R:
     """Let a part be asked for as the whole is."""
     part.budget_ms = whole.budget_ms
     part.depth = whole.depth

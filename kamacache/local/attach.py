@@ -13,12 +13,14 @@ import threading
 import time
 import weakref
 
+from kamacache.clock import boottime_s
 from kamacache.errors import NodeUnavailableError, StorageError
 from kamacache.limits import REATTACH_EVERY_S
 from kamacache.local import engine as engines
 from kamacache.local.attached import AttachedEngine, engines_of
 from kamacache.local.engine import EngineUser
 from kamacache.local.mapping import NodeMapping
+from kamacache.rundir.control import SERVE_UNTIL
 from kamacache.rundir.description import NodeDescription, read_description
 from kamacache.rundir.layout import RunDir
 
@@ -44,7 +46,10 @@ class Attachment:
     def current(self) -> NodeMapping | None:
         """Return the node's mapping, or None where no node serves. Cheap while one does."""
         mapping = self._mapping
-        if mapping is not None and (self.in_node or mapping.serving):
+        # `mapping.serving`, spelled out.
+        if mapping is not None and (
+            self.in_node or boottime_s() * 1000 < mapping.control.words[SERVE_UNTIL]
+        ):
             return mapping
         return self._renewed()
 

@@ -27,7 +27,7 @@ from kamacache import calls
 from kamacache.config import GroupSpec
 from kamacache.errors import KamaCacheError, NodeUnavailableError, StorageError
 from kamacache.hashing import shard_hash, worker_of
-from kamacache.limits import KEY_BYTES_MAX, LOAD_TIMEOUT_S, REATTACH_EVERY_S
+from kamacache.limits import CALL_TIMEOUT_MAX_S, KEY_BYTES_MAX, LOAD_TIMEOUT_S, REATTACH_EVERY_S
 from kamacache.local.batching import (
     Gathered,
     acall_all,
@@ -166,12 +166,21 @@ class AttachedEngine:
             return await self._loader().aget(key, deadline_s)
         if fresh and (found := self.lookup(key)) is not None:
             return _known(found)
-        request, until_s = self._get_request(key, bound, deadline_s)
+        about = bound.mapping.description
+        shard = (shard_hash(key, about.hash_seed) >> 48) * about.workers >> 16  # `worker_of`
+        links = bound.mapping.async_links[shard]
         try:
-            reply = await bound.mapping.async_links[self._shard(key, bound)].call(request, until_s)
+            if calls.current.get() is None:
+                self._counts.fresh["socket_gets"] += 1
+                until_s = deadline_s
+                if until_s is None:
+                    timeout_s = bound.spec.load_timeout_s + DEADLINE_MARGIN_S
+                    until_s = time.monotonic() + min(timeout_s, CALL_TIMEOUT_MAX_S)
+                return await links.get(self._name, key, until_s)
+            request, until_s = self._get_request(key, bound, deadline_s)
+            return value_of(await links.call(request, until_s))
         except NodeUnavailableError as error:
             return await self._loader(error).aget(key, deadline_s)
-        return value_of(reply)
 
     def set(self, key: bytes, value: bytes, ttl_ms: int | None, deadline_s: float | None) -> None:
         """Keep a value; returns when the worker has stored it."""
@@ -344,7 +353,7 @@ class AttachedEngine:
         bound = self._bound
         if mapping is None:
             return None, False
-        if self._counts.due:
+        if time.monotonic() > self._counts.due_s:
             self.flush()
         if bound is not None and bound.mapping is mapping:
             return bound, False
@@ -391,7 +400,7 @@ class AttachedEngine:
         return bound
 
     def _renewed(self) -> None:
-        if self._counts.due:
+        if time.monotonic() > self._counts.due_s:
             self.flush()
 
     def _loader(

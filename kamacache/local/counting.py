@@ -54,11 +54,11 @@ class UnpublishedReads:
 class GroupCounts:
     """What one engine counts beside its lookups; add to ``fresh`` by name."""
 
-    __slots__ = ("_group", "_published_s", "_publishing", "fresh")
+    __slots__ = ("_group", "_publishing", "due_s", "fresh")
 
     def __init__(self, group: str) -> None:
         self._group = group
-        self._published_s = time.monotonic()
+        self.due_s = time.monotonic() + COUNTER_FLUSH_S  # when it is time to publish
         self.reset()
 
     def reset(self) -> None:
@@ -66,17 +66,12 @@ class GroupCounts:
         self._publishing = threading.Lock()
         self.fresh = _nothing()
 
-    @property
-    def due(self) -> bool:
-        """Whether it is time to publish."""
-        return time.monotonic() - self._published_s > COUNTER_FLUSH_S
-
     def publish(self, mapping: NodeMapping, reads: UnpublishedReads) -> None:
         """Add what was counted since the last time to this process's slot."""
         if not self._publishing.acquire(blocking=False):
             return
         try:
-            self._published_s = time.monotonic()
+            self.due_s = time.monotonic() + COUNTER_FLUSH_S
             hits = reads.take()
             counts, self.fresh = self.fresh, _nothing()
             mapping.count(

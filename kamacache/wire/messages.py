@@ -10,6 +10,11 @@ Requests, all answered once::
     GetMany    -> Values             Stats                                  -> StatsReply
     any        -> Failure            (an error of `kamacache.errors`, by name and fields)
 
+Only `Gets` is answered in as many `Answers` as it takes, each key when it is there; a `Failure` is
+then the answer of all keys that have none::
+
+    Gets       -> Answers ...
+
 The same messages travel between nodes, over the peer links (`kamacache.cluster.link`): a worker
 asks another node's front, which answers or passes them on to its workers. Requests from there
 carry `FROM_PEER`, and their replies tell time to live and version. Between nodes only::
@@ -133,6 +138,15 @@ class Hello(Request, tag=12, kw_only=True, gc=False):
     peer: str  # the name under which the asker knows the node that it dialled
 
 
+class Gets(Request, tag=13, kw_only=True, gc=False):
+    """Ask for keys of one worker, at most `BATCH_KEYS_MAX`, none of which waits for another.
+
+    What callers that know nothing of each other ask for at once.
+    """
+
+    keys: list[bytes]
+
+
 class Value(msgspec.Struct, array_like=True, tag=1, gc=False):
     """The value; None: the key is not found, and the worker's word is final.
 
@@ -203,6 +217,22 @@ class Absent(msgspec.Struct, array_like=True, tag=6, gc=False):
     id: int
 
 
+class Answers(msgspec.Struct, array_like=True, tag=9, gc=False):
+    """What is known of the keys of a `Gets` that were not answered before, one key at least.
+
+    ``at`` are the indexes of ``values`` among the keys; empty: the values are those of all keys, in
+    their order. A key that failed is among ``errors`` alone. To peers only: ``ttls`` and
+    ``versions`` as in `Value`, one for each of the values.
+    """
+
+    id: int
+    values: list[bytes | None] = []
+    at: list[int] = []
+    errors: list[KeyFailure] = []
+    ttls: list[int] = []
+    versions: list[int] = []
+
+
 class Welcome(msgspec.Struct, array_like=True, tag=7, gc=False):
     """The answer to `Hello`: who answers."""
 
@@ -233,11 +263,12 @@ AnyRequest = (
     | Flush
     | PeerSeen
     | Hello
+    | Gets
 )
-Reply = Value | Values | Done | StatsReply | Failure | Absent | Welcome | Draining
+Reply = Value | Values | Done | StatsReply | Failure | Absent | Welcome | Draining | Answers
 Body = bytes | bytearray | memoryview
 
-PEER_FORMAT: Final = 1  # of all that travels over peer links; nodes of two formats do not link
+PEER_FORMAT: Final = 2  # of all that travels over peer links; nodes of two formats do not link
 
 PAYLOAD_SLACK_BYTES: Final = 4_096  # what a frame holds beside values and keys, with room
 

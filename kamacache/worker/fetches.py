@@ -42,6 +42,7 @@ from kamacache.errors import (
 )
 from kamacache.limits import PEER_TRIES_MAX
 from kamacache.wire.messages import Failure, Get, GetMany, Value, Values
+from kamacache.worker.batches import Batch, KeysWaiter
 from kamacache.worker.flights import Flight, Outcome, Waiter
 from kamacache.worker.loader import Loader
 from kamacache.worker.peeks import Peeking
@@ -79,7 +80,7 @@ class Fetch:
         self.reads = reads
         self.depth = depth
         self.chain = chain
-        self.deadline_s = time.monotonic() + reads.loader.spec.load_timeout_s + FETCH_MARGIN_S
+        self.deadline_s = reads.deadline_s()
 
     def start(self, flights: Sequence[Flight], tries: int = 0) -> None:
         """Ask for each key where it goes now; load here what goes nowhere else."""
@@ -107,14 +108,15 @@ class Fetch:
             for flight in flights:
                 flight.batched = True
             request = GetMany(group=group, keys=keys, depth=self.depth, chain=self.chain)
-        link.send(request, partial(self._answered, flights, tries), self.deadline_s)
+        link.send(request, partial(self.answered, flights, tries), self.deadline_s)
 
-    def _answered(self, flights: Sequence[Flight], tries: int, outcome: Any) -> None:
+    def answered(self, flights: Sequence[Flight], tries: int, outcome: Any) -> None:
+        """Take what came of asking for flights that were not answered `tries` times before."""
         kind = type(outcome)
         if kind is Values:
             self._take(flights, outcome, tries)
             return
-        # One that was asked for alone, too, is answered twice: the first answer counts.
+        # One that was asked for alone, or from a greater depth, has two answers: the first counts.
         flights = [flight for flight in flights if not flight.settled]
         if not flights:
             return
@@ -123,7 +125,7 @@ class Fetch:
         elif kind is Failure:
             error = from_fields(outcome.kind, outcome.message, outcome.fields)
             if isinstance(error, NodeUnavailableError):  # it stops
-                self._again(flights, tries)
+                self.again(flights, tries)
             elif isinstance(error, GroupNotFoundError):  # not all nodes have it, or not yet
                 self.reads.load_here(flights, self.depth, self.chain)
             else:
@@ -131,7 +133,7 @@ class Fetch:
         elif isinstance(outcome, (DeadlineExceededError, LoadError)):
             self._fail(flights, outcome)
         else:  # the link failed
-            self._again(flights, tries)
+            self.again(flights, tries)
 
     def _take(self, flights: Sequence[Flight], reply: Values, tries: int) -> None:
         """Take values, which are in the order of all flights that were asked for."""
@@ -153,9 +155,10 @@ class Fetch:
             else:
                 self.reads.finish(flight, value, 0, 0)
         if again:
-            self._again(again, tries)
+            self.again(again, tries)
 
-    def _again(self, flights: Sequence[Flight], tries: int) -> None:
+    def again(self, flights: Sequence[Flight], tries: int) -> None:
+        """Ask where the keys go now that one more node did not answer."""
         self.reads.counters["fetches_rerouted"] += len(flights)
         self.start(flights, tries + 1)
 
@@ -163,6 +166,34 @@ class Fetch:
         self.reads.counters["fetch_errors"] += len(flights)
         for flight in flights:
             self.reads.finish(flight, error, 0, 0)
+
+
+class Fetched(Flight):
+    """A flight of a key that one node is asked for alone, as nearly all are that go well."""
+
+    __slots__ = ("_chain", "_reads")
+
+    def __init__(self, reads: ClusterReads, key: bytes, depth: int, chain: Chain) -> None:
+        self.key = key
+        self.version = 0
+        self.depth = depth
+        self.job = None
+        self.batched = self.settled = False
+        self.waiters = {}
+        self._reads = reads
+        self._chain = chain
+
+    def answered(self, outcome: Any) -> None:
+        """Take the first answer."""
+        reads = self._reads
+        if type(outcome) is Value and not self.settled:
+            if reads.fetches.get(self.key) is self:
+                del reads.fetches[self.key]
+                if outcome.version and reads.loader.mirror_ttl_ms:
+                    reads.keep_mirror(self.key, outcome.value, outcome.ttl_ms, outcome.version)
+            self.settle(outcome.value)
+        else:
+            Fetch(reads, self.depth, self._chain).answered((self,), 0, outcome)
 
 
 class Here:
@@ -185,7 +216,7 @@ class ClusterReads:
     def __init__(self, loader: Loader, peers: Peers) -> None:
         self.loader: Final = loader
         self.peers: Final = peers
-        self.fetches: dict[bytes, Flight] = {}
+        self.fetches: dict[bytes, Flight | Batch] = {}
         # Keys that this node sets at another: how many times now, and the latest version that was
         # heard of meanwhile. Only the answer that tells of that version may be kept as a mirror.
         self.setting: dict[bytes, list[int]] = {}
@@ -200,36 +231,62 @@ class ClusterReads:
         flight = self._joined(key, depth, chain, waiter, from_peer)
         if flight is not None:
             return flight
-        if not from_peer and self.peers.route(key) is not None:
-            return self._fetch([key], depth, chain, waiter)[0]
+        if not from_peer:
+            link = self.peers.route(key)
+            if link is not None:
+                return self.fetch(key, link, depth, chain, waiter)
         return self._own([key], depth, chain, waiter)[0]
 
     def load_many(
         self,
-        keys: Sequence[bytes],
+        keys: list[bytes],
         depth: int,
         chain: Chain,
-        waiter: Waiter,
+        waiter: KeysWaiter,
         *,
         from_peer: bool = False,
-    ) -> list[Flight | LoadError]:
-        """Do the same for distinct keys; those of one owner go in one request."""
-        joined: dict[bytes, Flight | LoadError] = {}
-        theirs: list[bytes] = []
+        links: Sequence[Link | None] | None = None,
+    ) -> list[Flight | LoadError | None]:
+        """Do the same for distinct keys; those of one owner go in one request.
+
+        ``links`` is what `elsewhere` returned for them. None in place of a flight: the key is one
+        of a `Batch`.
+        """
+        if links is None:
+            links = [None] * len(keys) if from_peer else self.peers.routes(keys)
+        busy = bool(self.fetches or self.loader.flights)
+        if not busy and links[0] is not None and links.count(links[0]) == len(keys) > 1:
+            self._batch(links[0], keys, depth, chain, waiter)
+            return [None] * len(keys)
+        joined: dict[bytes, Flight | LoadError | None] = {}
+        theirs: dict[Link, list[bytes]] = {}
         ours: list[bytes] = []
-        for key in keys:
-            flight = self._joined(key, depth, chain, waiter, from_peer)
+        for key, link in zip(keys, links, strict=True):
+            flight = self._joined(key, depth, chain, waiter, from_peer) if busy else None
             if flight is not None:
                 joined[key] = flight
-            elif from_peer or self.peers.route(key) is None:
+            elif link is None:
                 ours.append(key)
             else:
-                theirs.append(key)
-        if theirs:
-            joined.update(zip(theirs, self._fetch(theirs, depth, chain, waiter), strict=True))
+                theirs.setdefault(link, []).append(key)
+        for link, asked in theirs.items():
+            if len(asked) == 1:
+                joined[asked[0]] = self.fetch(asked[0], link, depth, chain, waiter)
+            else:
+                self._batch(link, asked, depth, chain, waiter)
         if ours:
             joined.update(zip(ours, self._own(ours, depth, chain, waiter), strict=True))
-        return [joined[key] for key in keys]
+        return [joined.get(key) for key in keys]
+
+    def elsewhere(self, keys: Sequence[bytes]) -> list[Link | None] | None:
+        """Return the links to ask where this node need not look at what it holds; else None.
+
+        Without mirrors it holds nothing of keys that are all other nodes'.
+        """
+        if self.loader.mirror_ttl_ms:
+            return None
+        links = self.peers.routes(keys)
+        return None if None in links else links
 
     def detach(self, key: bytes) -> None:
         """Let the key's load and fetch store nothing: the key was written."""
@@ -273,11 +330,29 @@ class ClusterReads:
 
     def finish(self, flight: Flight, outcome: Outcome, ttl_ms: int, version: int) -> None:
         """Settle a fetch, and keep a mirror of what came, unless it was detached."""
-        if self.fetches.get(flight.key) is flight:
-            del self.fetches[flight.key]
-            if version and not isinstance(outcome, KamaCacheError):
-                self.keep_mirror(flight.key, outcome, ttl_ms, version)
+        self.finished(flight.key, flight, outcome, ttl_ms, version)
         flight.settle(outcome)
+
+    def finished(
+        self, key: bytes, fetch: Flight | Batch, outcome: Outcome, ttl_ms: int, version: int
+    ) -> None:
+        """End a key's fetch, and keep a mirror of what came, unless it was detached."""
+        if self.fetches.get(key) is fetch:
+            del self.fetches[key]
+            if version and not isinstance(outcome, KamaCacheError):
+                self.keep_mirror(key, outcome, ttl_ms, version)
+
+    def ask_again(self, flights: Sequence[Flight], depth: int, chain: Chain) -> None:
+        """Ask the next node for what one that stops did not answer."""
+        Fetch(self, depth, chain).again(flights, 0)
+
+    def failed(self, flights: Sequence[Flight], outcome: Any, depth: int, chain: Chain) -> None:
+        """Let fetches go on after the one answer that their node gave to all of them."""
+        Fetch(self, depth, chain).answered(flights, 0, outcome)
+
+    def deadline_s(self) -> float:
+        """Return the time.monotonic() up to which an owner may take that is asked now."""
+        return time.monotonic() + self.loader.spec.load_timeout_s + FETCH_MARGIN_S
 
     def keep_mirror(self, key: bytes, value: bytes | None, ttl_ms: int, version: int) -> None:
         """Keep another node's value for a while; ``ttl_ms`` 0: it does not expire there."""
@@ -324,15 +399,16 @@ class ClusterReads:
     def _joined(
         self, key: bytes, depth: int, chain: Chain, waiter: Waiter, from_peer: bool
     ) -> Flight | None:
-        flight = self.loader.flights.get(key)
-        if flight is not None:
-            self.loader.join(flight, depth, waiter)
-            return flight
+        load = self.loader.flights.get(key)
+        if load is not None:
+            self.loader.join(load, depth, waiter)
+            return load
         if from_peer:
             return None
-        flight = self.fetches.get(key)
-        if flight is None:
+        fetch = self.fetches.get(key)
+        if fetch is None:
             return None
+        flight = fetch.join(key) if isinstance(fetch, Batch) else fetch
         self.counters["fetches_joined"] += 1
         flight.waiters[waiter] = None
         if depth > flight.depth or flight.batched:
@@ -345,17 +421,20 @@ class ClusterReads:
                 Fetch(self, depth, chain).ask(link, (flight,), 0)
         return flight
 
-    def _fetch(
-        self, keys: Sequence[bytes], depth: int, chain: Chain, waiter: Waiter
-    ) -> list[Flight | LoadError]:
-        flights = []
-        for key in keys:
-            flight = self.fetches[key] = Flight(key, depth=depth)
-            flight.waiters[waiter] = None
-            flights.append(flight)
-        self.counters["fetches"] += len(flights)
-        Fetch(self, depth, chain).start(flights)
-        return list(flights)
+    def fetch(self, key: bytes, link: Link, depth: int, chain: Chain, waiter: Waiter) -> Flight:
+        """Ask another node for a key for which no flight is under way."""
+        flight = self.fetches[key] = Fetched(self, key, depth, chain)
+        flight.waiters[waiter] = None
+        self.counters["fetches"] += 1
+        request = Get(group=self.loader.spec.name, key=key, depth=depth, chain=chain)
+        deadline_s = time.monotonic() + self.loader.spec.load_timeout_s + FETCH_MARGIN_S
+        link.send(request, flight.answered, deadline_s)
+        return flight
+
+    def _batch(
+        self, link: Link, keys: list[bytes], depth: int, chain: Chain, waiter: KeysWaiter
+    ) -> None:
+        Batch(self, keys, depth, chain, waiter).ask(link, self.deadline_s())
 
     def _own(
         self, keys: Sequence[bytes], depth: int, chain: Chain, waiter: Waiter

@@ -27,11 +27,13 @@ from kamacache.store import NEGATIVE
 from kamacache.wire.messages import (
     FROM_PEER,
     PEEK,
+    Answers,
     Delete,
     DeleteMany,
     Done,
     Get,
     GetMany,
+    Gets,
     Ping,
     Reply,
     Request,
@@ -40,6 +42,8 @@ from kamacache.wire.messages import (
     Stats,
     StatsReply,
 )
+from kamacache.wire.parts import in_frames
+from kamacache.worker.each import EachWaiter, each, places_of
 from kamacache.worker.fetches import ClusterReads
 from kamacache.worker.flights import Flight, Outcome
 from kamacache.worker.loader import Loader
@@ -52,16 +56,16 @@ from kamacache.worker.replies import (
     values_reply,
 )
 from kamacache.worker.shard import Shard
-from kamacache.worker.waiters import Asker, ManyWaiter, OneWaiter, Wait
+from kamacache.worker.waiters import Asker, Deadlines, ManyWaiter, OneWaiter, Wait
 
 if TYPE_CHECKING:
-    from kamacache.cluster.peers import Peers
+    from kamacache.cluster.peers import Link, Peers
 
 
 class HostedGroup:
     """One group in one worker: its shard and its loads."""
 
-    __slots__ = ("flights", "loader", "loads", "reads", "shard", "spec")
+    __slots__ = ("flights", "loader", "loads", "reads", "remote", "shard", "spec")
 
     def __init__(
         self,
@@ -77,6 +81,7 @@ class HostedGroup:
         self.reads: Final[Loader | ClusterReads] = (
             self.loader if peers is None else ClusterReads(self.loader, peers)
         )
+        self.remote: Final = self.reads if isinstance(self.reads, ClusterReads) else None
         # Whether what is not in memory is looked for any further.
         self.loads: Final = self.loader.loadable is not None or peers is not None
         self.flights: Final = self.loader.flights
@@ -147,7 +152,7 @@ def distinct_items(request: SetMany) -> list[tuple[bytes, bytes]]:
 class Handlers:
     """The groups of one worker, and what it does for each request."""
 
-    __slots__ = ("_groups", "_loop", "draining", "extra_stats", "table")
+    __slots__ = ("_deadlines", "_groups", "draining", "extra_stats", "table")
 
     def __init__(
         self,
@@ -157,12 +162,13 @@ class Handlers:
     ) -> None:
         """Serve a node without peers; `kamacache.worker.writes` changes the table for one."""
         self._groups = groups
-        self._loop = loop
+        self._deadlines: Final = Deadlines(loop)
         self.draining = False
         self.extra_stats = extra_stats
         self.table: Final[dict[type[Request], Callable[[Any, Asker], Reply | None]]] = {
             Get: self.get,
             GetMany: self.get_many,
+            Gets: self.gets,
             Set: self.set,
             SetMany: self.set_many,
             Delete: self.delete,
@@ -192,28 +198,42 @@ class Handlers:
         """Answer a hit, or wait for the key's load."""
         group = self._groups.get(request.group) or self.group(request.group)
         key = request.key
-        check_key(key)
+        if not 0 < len(key) <= KEY_BYTES_MAX:
+            check_key(key)
+        from_peer = bool(request.flags & FROM_PEER)
         if request.flags & PEEK:
             return peek_reply(request.id, key, group.shard)
-        found = group.shard.get(key)
+        remote = group.remote
+        link = None
+        if remote is not None and not from_peer and not group.loader.mirror_ttl_ms:
+            link = remote.peers.route(key)  # what it holds of another node's it need not look for
+        found = None if link is not None else group.shard.get(key)
         if found is not None or not group.loads:
             value = found if isinstance(found, bytes) else None
-            if request.flags & FROM_PEER:
+            if from_peer:
                 return peer_value_reply(request.id, key, value, group.shard)
             return value_reply(request.id, value)
         if request.sent:
             observe(group.shard, request.sent)
-        self._check_load(request)
+        if self.draining or request.budget_ms <= 0:
+            self._check_load(request)
         if request.depth:
             check_chain(request.group, key, request.depth, request.chain)
-        waiter = OneWaiter(request, asker, group.spec, self._loop, group.shard)
+        waiter = OneWaiter(request, asker, group.spec, self._deadlines, group.shard)
+        if (
+            link is not None
+            and remote is not None
+            and (key not in remote.fetches and key not in group.flights)
+        ):
+            waiter.flight = remote.fetch(key, link, request.depth, request.chain, waiter)
+            return None
         waiter.flight = None
         flight = group.reads.load(
             key,
             request.depth,
             request.chain,
             waiter,
-            from_peer=bool(request.flags & FROM_PEER),
+            from_peer=from_peer,
         )
         if isinstance(flight, KamaCacheError):
             _forget(asker, waiter)
@@ -225,45 +245,106 @@ class Handlers:
         """Answer when every key is found or its load ended."""
         group = self.group(request.group)
         check_batch(len(request.keys))
-        from_peer = bool(request.flags & FROM_PEER)
-        outcomes: dict[bytes, Outcome] = {}
-        missing: list[bytes] = []
-        for key in dict.fromkeys(request.keys):
-            check_key(key)
-            found = group.shard.get(key)
-            if isinstance(found, bytes):
-                outcomes[key] = found
-            elif found is NEGATIVE or not group.loads:
-                outcomes[key] = None
-            else:
-                missing.append(key)
+        outcomes, missing, links = self._look_up(group, request)
         if not missing:
             return _values(request, outcomes, group)
+        self._check_loads(group, request)
+        waiter = ManyWaiter(
+            request, asker, group.spec, self._deadlines, group.shard, outcomes, missing
+        )
+        self._load(group, request, missing, links, waiter)
+        return None
+
+    def gets(self, request: Gets, asker: Asker) -> Reply | None:
+        """Answer each key when it is found or its load ended."""
+        group = self._groups.get(request.group) or self.group(request.group)
+        check_batch(len(request.keys))
+        outcomes, missing, links = self._look_up(group, request)
+        if outcomes:
+            places = places_of(request.keys)
+            holder = group.shard if request.flags & FROM_PEER else None
+            for part in in_frames(each(request.id, [*outcomes.items()], places, holder)):
+                asker.answer(part)
+        if missing:
+            self._check_loads(group, request)
+            waiter = EachWaiter(request, asker, group.spec, self._deadlines, group.shard, missing)
+            self._load(group, request, missing, links, waiter)
+        return None if request.keys else Answers(request.id)
+
+    def _look_up(
+        self, group: HostedGroup, request: GetMany | Gets
+    ) -> tuple[dict[bytes, Outcome], list[bytes], list[Link | None] | None]:
+        """Return what is known of a request's keys, the others, and where those are asked for.
+
+        Without the last it is to be found out.
+        """
+        keys = request.keys
+        if not keys:
+            return {}, keys, None
+        check_key(min(keys, key=len))
+        check_key(max(keys, key=len))
+        distinct = dict.fromkeys(keys)
+        if len(distinct) < len(keys):
+            keys = list(distinct)
+        outcomes: dict[bytes, Outcome] = {}
+        missing, links = keys, None
+        if group.remote is not None and not request.flags & FROM_PEER:
+            links = group.remote.elsewhere(keys)
+        if links is None:
+            missing = []
+            look_up = group.shard.get
+            for key in keys:
+                found = look_up(key)
+                if isinstance(found, bytes):
+                    outcomes[key] = found
+                elif found is NEGATIVE or not group.loads:
+                    outcomes[key] = None
+                else:
+                    missing.append(key)
+        if missing and request.depth:
+            links = None
+            loadable = []
+            for key in missing:
+                try:
+                    check_chain(request.group, key, request.depth, request.chain)
+                except KamaCacheError as error:
+                    outcomes[key] = error
+                else:
+                    loadable.append(key)
+            missing = loadable
+        return outcomes, missing, links
+
+    def _check_loads(self, group: HostedGroup, request: GetMany | Gets) -> None:
+        """Raise where what is not known must not be loaded."""
         if request.sent:
             observe(group.shard, request.sent)
         self._check_load(request)
-        loadable: list[bytes] = []
-        for key in missing:
-            try:
-                if request.depth:
-                    check_chain(request.group, key, request.depth, request.chain)
-            except KamaCacheError as error:
-                outcomes[key] = error
-            else:
-                loadable.append(key)
-        waiter = ManyWaiter(request, asker, group.spec, self._loop, group.shard, outcomes)
-        flights = group.reads.load_many(
-            loadable, request.depth, request.chain, waiter, from_peer=from_peer
+
+    def _load(
+        self,
+        group: HostedGroup,
+        request: GetMany | Gets,
+        keys: list[bytes],
+        links: list[Link | None] | None,
+        waiter: ManyWaiter | EachWaiter,
+    ) -> None:
+        """Load keys for a waiter."""
+        flights: Sequence[Flight | KamaCacheError | None] = group.reads.load_many(
+            keys,
+            request.depth,
+            request.chain,
+            waiter,
+            from_peer=bool(request.flags & FROM_PEER),
+            links=links,
         )
-        for key, flight in zip(loadable, flights, strict=True):
+        if flights.count(None) == len(flights):
+            return
+        for key, flight in zip(keys, flights, strict=True):
             if isinstance(flight, Flight):
                 waiter.pending[key] = flight
-            else:
-                outcomes[key] = flight
-        if waiter.pending:
-            return None
-        _forget(asker, waiter)
-        return _values(request, outcomes, group)
+        for key, flight in zip(keys, flights, strict=True):
+            if isinstance(flight, KamaCacheError):
+                waiter.settle_key(key, flight)
 
     def set(self, request: Set, asker: Asker) -> Reply:
         """Store a value."""

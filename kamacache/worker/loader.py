@@ -197,6 +197,7 @@ class Loader:
         waiter: Waiter,
         *,
         from_peer: bool = False,
+        links: object = None,
     ) -> list[Flight | LoadError]:
         """Do the same for distinct keys; those without a flight go in one call where possible."""
         error: LoadError | None = None

@@ -100,8 +100,12 @@ class ClusterMember:
 
     def _clock(self) -> int:
         """Return the wall clock as a version, or the latest that any shard here has seen."""
-        seen = [group.shard.last_version for group in self._groups.values()]
-        return max(time.time_ns() >> STAMP_SHIFT, *seen, 0)
+        latest = time.time_ns() >> STAMP_SHIFT
+        for group in self._groups.values():
+            seen = group.shard.last_version
+            if seen > latest:
+                latest = seen
+        return latest
 
     def _make_link(self, address: str, former: Link | None) -> Link:
         queue, life = former.hand_over() if isinstance(former, PeerLink) else (None, "")

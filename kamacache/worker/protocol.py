@@ -143,14 +143,15 @@ class Connection(asyncio.Protocol):
             return
         reader = self._reader
         if (
-            not reader.held_bytes
+            not self._held
             and len(data) > HEADER_BYTES
             and int.from_bytes(data[:HEADER_BYTES], "little") == len(data) - HEADER_BYTES
         ):
             self._serve(data[HEADER_BYTES:])  # one whole frame, as nearly always
             if self._out:
                 self._flush()
-            self._block_or_go_on()
+            if self._must_wait():
+                self._block_or_go_on()
             return
         reader.feed(data)
         self._read_on()
@@ -239,7 +240,9 @@ class Connection(asyncio.Protocol):
             return
         if not self._out:
             self._server.loop.call_soon(self._flush_loads)
-        self._put(reply)
+        body = encode(reply)
+        self._out += (len(body).to_bytes(HEADER_BYTES, "little"), body)
+        self._out_bytes += len(body)
 
     def _put(self, reply: Reply) -> None:
         body = encode(reply)

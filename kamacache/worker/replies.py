@@ -84,7 +84,7 @@ def peer_value_reply(request_id: int, key: bytes, value: bytes | None, shard: Ho
     """Return a value as the reply to a peer, which must know how long it may keep it."""
     reply = value_reply(request_id, value)
     if type(reply) is Value:
-        reply.ttl_ms, reply.version = _meta(key, value, shard)
+        reply.ttl_ms, reply.version = meta(key, value, shard)
     return reply
 
 
@@ -105,13 +105,13 @@ def peer_values_reply(
     """Return outcomes as the reply to a peer, as `values_reply`."""
     reply = values_reply(request_id, keys, outcomes)
     if type(reply) is Values:
-        metas = [_meta(key, value, shard) for key, value in zip(keys, reply.values, strict=False)]
+        metas = [meta(key, value, shard) for key, value in zip(keys, reply.values, strict=False)]
         reply.ttls = [ttl_ms for ttl_ms, _ in metas]
         reply.versions = [version for _, version in metas]
     return reply
 
 
-def _meta(key: bytes, value: bytes | None, shard: Holder) -> tuple[int, int]:
+def meta(key: bytes, value: bytes | None, shard: Holder) -> tuple[int, int]:
     """Return time to live and version; 0 and 0 where this is not what the shard holds."""
     held = shard.held(key)
     if held is None or held.value != value:

@@ -1,13 +1,15 @@
 """Those who wait for loads on behalf of a connection: for one key, or for several.
 
-*Process*: worker, in the loop's thread. *Invariant*: a waiter answers once: with the outcome, or
-at its own deadline, whichever comes first; the load goes on for the others.
+*Process*: worker, in the loop's thread. *Invariant*: a waiter answers each key once: with the
+outcome, or at its own deadline, whichever comes first; the load goes on for the others.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+import time
+from collections.abc import Sequence
+from typing import Final, Protocol
 
 from kamacache.config import GroupSpec
 from kamacache.errors import DeadlineExceededError, KamaCacheError
@@ -21,6 +23,9 @@ from kamacache.worker.replies import (
     value_reply,
     values_reply,
 )
+
+CLOCK_STEP_S: Final = 0.002  # a loop's own clock is in milliseconds, and behind
+NEVER_S: Final = float("inf")
 
 
 class Asker(Protocol):
@@ -39,31 +44,67 @@ class Leaver(Protocol):
     def leave(self) -> None: ...
 
 
-class Wait:
-    """What the two waiters share: the asker, and its deadline."""
+class Deadlines:
+    """When the waiters of one worker give up: one timer, set for the earliest of them.
 
-    __slots__ = ("_asker", "_for_peer", "_id", "_spec", "_timer")
+    A timer for each costs more than all else that waiting for a fetch does.
+    """
+
+    __slots__ = ("_timer", "earliest_s", "loop", "waits")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop: Final = loop
+        self.waits: dict[Wait, None] = {}
+        self.earliest_s = NEVER_S  # none is before
+        self._timer: asyncio.TimerHandle | None = None
+
+    def wake_at(self, until_s: float) -> None:
+        self.earliest_s = until_s
+        if self._timer is not None:
+            self._timer.cancel()
+        wait_s = until_s - time.monotonic()
+        self._timer = self.loop.call_later(max(0.0, wait_s), self._end_late)
+
+    def _end_late(self) -> None:
+        self._timer = None
+        self.earliest_s = NEVER_S
+        before_s = time.monotonic() + CLOCK_STEP_S
+        for wait in [wait for wait in self.waits if wait.until_s <= before_s]:
+            wait.late()
+        if self.waits:
+            self.wake_at(min(wait.until_s for wait in self.waits))
+
+
+class Wait:
+    """What all waiters share: the asker, and its deadline."""
+
+    __slots__ = ("_asker", "_deadlines", "_for_peer", "_id", "_spec", "until_s")
 
     def __init__(
         self,
         request: Request,
         asker: Asker,
         spec: GroupSpec,
-        loop: asyncio.AbstractEventLoop,
+        deadlines: Deadlines,
         shard: Holder,
     ) -> None:
         self._asker = asker
         self._id = request.id
         self._spec = spec
         self._for_peer = shard if request.flags & FROM_PEER else None
+        self._deadlines = deadlines
+        self.until_s = time.monotonic() + request.budget_ms / 1000
         asker.waiters[self] = None
-        self._timer = loop.call_later(request.budget_ms / 1000, self._late)
+        deadlines.waits[self] = None
+        if self.until_s < deadlines.earliest_s:
+            deadlines.wake_at(self.until_s)
 
     def leave(self) -> None:
         """Be gone: the connection ended."""
-        self._timer.cancel()
+        self._deadlines.waits.pop(self, None)
 
-    def _late(self) -> None:
+    def late(self) -> None:
+        """Say that the time is over."""
         self.leave()
         self._reply(
             failure(
@@ -77,7 +118,7 @@ class Wait:
         )
 
     def _reply(self, reply: Reply) -> None:
-        self._timer.cancel()
+        self._deadlines.waits.pop(self, None)
         self._asker.waiters.pop(self, None)
         self._asker.answer(reply)
 
@@ -115,21 +156,44 @@ class ManyWaiter(Wait):
         request: GetMany,
         asker: Asker,
         spec: GroupSpec,
-        loop: asyncio.AbstractEventLoop,
+        deadlines: Deadlines,
         shard: Holder,
         outcomes: dict[bytes, Outcome],
+        keys: Sequence[bytes],
     ) -> None:
-        super().__init__(request, asker, spec, loop, shard)
+        """``keys`` are those that have no outcome yet, each once."""
+        super().__init__(request, asker, spec, deadlines, shard)
         self._keys = request.keys
         self._outcomes = outcomes
-        self.pending: dict[bytes, Flight] = {}
+        self.pending: dict[bytes, Flight | None] = dict.fromkeys(keys)  # None: not known
 
     def settle(self, flight: Flight, outcome: Outcome) -> None:
         """Note the outcome, and answer when it is the last."""
-        self._outcomes[flight.key] = outcome
-        del self.pending[flight.key]
-        if self.pending:
+        self.settle_key(flight.key, outcome)
+
+    def settle_key(self, key: bytes, outcome: Outcome) -> None:
+        """Do so for a key of a `kamacache.worker.batches.Batch`."""
+        if key not in self.pending:
+            return  # answered for want of time
+        del self.pending[key]
+        self._outcomes[key] = outcome
+        if not self.pending:
+            self._answer()
+
+    def settle_all(self, keys: Sequence[bytes], values: Sequence[bytes | None]) -> None:
+        """Do so for all keys of one."""
+        if not self.pending:
             return
+        self._outcomes.update(zip(keys, values, strict=True))
+        if len(self.pending) == len(keys):
+            self.pending.clear()
+        else:
+            for key in keys:
+                del self.pending[key]
+        if not self.pending:
+            self._answer()
+
+    def _answer(self) -> None:
         if self._for_peer is not None:
             reply = peer_values_reply(self._id, self._keys, self._outcomes, self._for_peer)
         else:
@@ -139,5 +203,7 @@ class ManyWaiter(Wait):
     def leave(self) -> None:
         """Be gone."""
         super().leave()
-        for flight in self.pending.values():
-            flight.leave(self)
+        pending, self.pending = self.pending, {}
+        for flight in pending.values():
+            if flight is not None:
+                flight.leave(self)

@@ -31,12 +31,14 @@ from kamacache.wire.messages import (
     FROM_PEER,
     PEEK,
     Absent,
+    Answers,
     Done,
     Draining,
     Failure,
     Flush,
     Get,
     GetMany,
+    Gets,
     Invalidate,
     KeyFailure,
     Reply,
@@ -225,6 +227,50 @@ async def test_a_rest_that_fails_fails_the_whole(kind: str) -> None:
     async with both(answer) as (_, link):
         outcome = await ask(link, GetMany(group="g", keys=[b"1", b"2", b"3"]))
         assert isinstance(outcome, Failure if kind == "failure" else KamaCacheError)
+
+
+async def ask_each(
+    link: PeerLink, keys: list[bytes], timeout_s: float = WAIT_S
+) -> asyncio.Queue[Outcome]:
+    heard: asyncio.Queue[Outcome] = asyncio.Queue()
+    link.send(Gets(group="g", keys=keys), heard.put_nowait, time.monotonic() + timeout_s)
+    return heard
+
+
+async def test_keys_that_are_answered_each_for_itself_come_as_they_are_answered() -> None:
+    async with both(lambda request: None) as (peer, link):
+        heard = await ask_each(link, [b"1", b"2", b"3"])
+        await until(lambda: peer.requests)
+        failed = KeyFailure(0, "LoadError", "x", {})
+        parts = [Answers(1, [b"b"], [1]), Answers(1, errors=[failed]), Answers(1, [b"c"], [2])]
+        for part in parts:
+            await peer.streams[0].send(part)
+            assert await asyncio.wait_for(heard.get(), WAIT_S) == part
+        assert link.stats()["pending"] == 0
+        await peer.streams[0].send(parts[0], Value(99, b"unasked"))
+        whole = await ask_each(link, [b"1", b"2"])
+        await peer.streams[0].send(Answers(2, [b"a", None]))
+        assert await asyncio.wait_for(whole.get(), WAIT_S) == Answers(2, [b"a", None])
+        assert heard.empty()
+        assert link.stats()["pending"] == 0
+
+
+@pytest.mark.parametrize("how", ["late", "lost", "failed"])
+async def test_keys_that_are_not_answered_have_what_comes_in_place_of_it(how: str) -> None:
+    async with both(lambda request: None) as (peer, link):
+        heard = await ask_each(link, [b"1", b"2"], 0.3 if how == "late" else WAIT_S)
+        await until(lambda: peer.requests)
+        await peer.streams[0].send(Answers(1, [b"b"], [1]))
+        assert isinstance(await asyncio.wait_for(heard.get(), WAIT_S), Answers)
+        if how == "lost":
+            await peer.stop()
+        elif how == "failed":
+            await peer.streams[0].send(Failure(1, "NodeUnavailableError", "it stops", {}))
+        outcome = await asyncio.wait_for(heard.get(), WAIT_S)
+        kinds = {"late": DeadlineExceededError, "lost": PeerLostError, "failed": Failure}
+        assert type(outcome) is kinds[how]
+        assert link.stats()["pending"] == 0
+        assert heard.empty()
 
 
 async def test_values_of_any_size_cross_and_are_no_silence() -> None:

@@ -38,3 +38,25 @@ def test_a_list_of_peers_that_flaps_is_remembered_within_bounds(tmp_path: Path) 
     rings: list[Any] = peers._rings_before
     assert len(rings) == RINGS_BEFORE_MAX
     assert rings[0][1].addresses == ("a:1", "b:1", "c:1")  # the last before the present one
+
+
+def test_many_keys_go_where_each_of_them_goes(tmp_path: Path) -> None:
+    links: dict[str, Known] = {}
+
+    def make(address: str, former: Link | None) -> Link:
+        links[address] = Known(address)
+        return cast(Link, links[address])
+
+    peers = Peers(make, lambda: 0.0, close=lambda link: None, owed=OwedFile(tmp_path / "owed"))
+    members = tuple(Member(name) for name in ("a:1", "b:1", "c:1"))
+    peers.update(Membership(number=1, own="a:1", members=members))
+    keys = [b"key-%d" % number for number in range(200)]
+    whole = peers.routes(keys)
+    assert whole == [peers.route(key) for key in keys]
+    assert {link and link.address for link in whole} == {None, "b:1", "c:1"}
+    links["b:1"].usable = False
+    without = peers.routes(keys)
+    assert without == [peers.route(key) for key in keys]
+    assert {link and link.address for link in without} == {None, "c:1"}
+    links["b:1"].settled = False  # its first try is waited for
+    assert peers.routes(keys) == whole

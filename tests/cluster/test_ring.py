@@ -66,6 +66,12 @@ def test_owners_are_those_that_plain_arithmetic_finds(members: list[Member]) -> 
         assert sorted(expected) == list(ring.addresses)
 
 
+def test_owners_of_many_keys_are_those_of_each() -> None:
+    ring = Ring([Member("a:1"), Member("b:1", 2), Member("c:1")])
+    keys = [b"%d" % number for number in range(500)]
+    assert ring.owners_of(keys) == [ring.owner(key) for key in keys]
+
+
 def test_no_key_is_left_out_where_the_circle_ends() -> None:
     ring = ring_of(names("n{}:1", 3))
     points = sorted(

@@ -28,6 +28,7 @@ from kamacache.wire.messages import (
     FROM_PEER,
     PEEK,
     PEER_FORMAT,
+    Answers,
     Delete,
     DeleteMany,
     Done,
@@ -36,6 +37,7 @@ from kamacache.wire.messages import (
     Flush,
     Get,
     GetMany,
+    Gets,
     Hello,
     Invalidate,
     PeerSeen,
@@ -50,6 +52,7 @@ from kamacache.wire.messages import (
     Welcome,
     decode_reply,
 )
+from kamacache.wire.parts import answered
 from tests.front.engines import ShardEngine
 
 WAIT_S = 10.0
@@ -77,6 +80,17 @@ class Worker:
                 77, [b"loaded " + key for key in request.keys], [], [5] * len(request.keys), []
             )
         return Done(77, 1, 40)
+
+    async def ask_each(
+        self, request: Gets, deadline_s: float, part: Callable[[Answers], None]
+    ) -> Reply | None:
+        self.asked.append(request)
+        if self.handle is not None:
+            return await self.handle(request)
+        for index in reversed(range(len(request.keys))):  # each for itself, and the last first
+            part(Answers(77, [b"loaded " + request.keys[index]], [index], [], [5], [6]))
+            await asyncio.sleep(0)
+        return None
 
 
 class Front:
@@ -234,6 +248,103 @@ async def test_many_keys_are_joined_of_hits_and_what_the_worker_had(front: Front
     assert hits.versions[0] > 0
     asked = [request.keys for request in front.worker.asked if isinstance(request, GetMany)]
     assert asked == [[b"x", b"y"]]
+
+
+async def answers_to(link: PeerLink, request: Gets) -> list[Outcome]:
+    """Return all that comes, in its order."""
+    heard: list[Outcome] = []
+    left = len(request.keys)
+    ended = asyncio.Event()
+
+    def take(outcome: Outcome) -> None:
+        nonlocal left
+        heard.append(outcome)
+        left -= len(answered(outcome)) if isinstance(outcome, Answers) else left
+        if left <= 0:
+            ended.set()
+
+    link.send(request, take, time.monotonic() + WAIT_S)
+    await asyncio.wait_for(ended.wait(), WAIT_S)
+    return heard
+
+
+async def test_gets_that_are_hits_are_one_answer(front: Front) -> None:
+    front.engine.writer.put(b"a", b"1")
+    front.engine.writer.put(b"b", b"2", boottime_ms() + 60_000)
+    async with linked(front) as link:
+        (reply,) = await answers_to(link, Gets(group=GROUP, keys=[b"b", b"a", b"b"]))
+    assert isinstance(reply, Answers)
+    assert (reply.values, reply.at, reply.errors) == ([b"2", b"1", b"2"], [], [])
+    assert reply.ttls[1] == 0 < min(reply.ttls[0], reply.ttls[2])
+    assert 0 < reply.versions[1] < reply.versions[0] == reply.versions[2]
+    assert not [r for r in front.worker.asked if not isinstance(r, PeerSeen)]
+
+
+async def test_gets_that_are_hits_do_not_wait_for_those_that_are_none(front: Front) -> None:
+    front.engine.writer.put(b"a", b"1")
+    async with linked(front) as link:
+        heard = await answers_to(link, Gets(group=GROUP, depth=2, keys=[b"x", b"a", b"y"]))
+    found: dict[int, bytes | None] = {}
+    for reply in heard:
+        assert isinstance(reply, Answers)
+        found.update(zip(reply.at, reply.values, strict=True))
+    assert found == {0: b"loaded x", 1: b"1", 2: b"loaded y"}
+    assert isinstance(heard[0], Answers)
+    assert heard[0].at == [1]
+    (asked,) = [request for request in front.worker.asked if isinstance(request, Gets)]
+    assert (asked.keys, asked.flags, asked.depth) == ([b"x", b"y"], FROM_PEER, 2)
+    assert asked.sent
+
+
+async def test_gets_that_a_worker_fails_have_its_error_each(front: Front) -> None:
+    front.engine.writer.put(b"a", b"1")
+
+    async def stopping(request: Request) -> Reply:
+        return Failure(77, "NodeUnavailableError", "the node is stopping", {})
+
+    async def gone(request: Request) -> Reply:
+        raise NodeUnavailableError("worker 0 cannot be reached", shard=0)
+
+    async def defect(request: Request) -> Reply:
+        raise RuntimeError
+
+    kinds = ("NodeUnavailableError", "NodeUnavailableError", "KamaCacheError")
+    async with linked(front) as link:
+        for handle, kind in zip((stopping, gone, defect), kinds, strict=True):
+            front.worker.handle = handle
+            request = Gets(group=GROUP, keys=[b"x", b"a", b"y"])
+            hit, failed = await answers_to(link, request)
+            assert isinstance(hit, Answers)
+            assert isinstance(failed, Answers)
+            assert (hit.values, hit.at) == ([b"1"], [1])
+            assert sorted((e.index, e.kind) for e in failed.errors) == [(0, kind), (2, kind)]
+        assert link.usable
+
+
+async def test_gets_behind_an_invalidation_wait_for_it(front: Front) -> None:
+    front.engine.writer.put(b"a", b"old")
+    front.engine.writer.put(b"b", b"other")
+    gate = asyncio.Event()
+
+    async def handle(request: Request) -> Reply:
+        await gate.wait()
+        return Done(77, 1, 40)
+
+    async with linked(front) as link:
+        front.worker.handle = handle
+        link.invalidate(GROUP, [(b"a", front.engine.writer.now())])
+        await until(lambda: any(isinstance(r, Invalidate) for r in front.worker.asked))
+        front.worker.handle = None
+        asking = asyncio.ensure_future(answers_to(link, Gets(group=GROUP, keys=[b"a", b"b"])))
+        await until(lambda: link.stats()["pending"])
+        await ask(link, Get(group=GROUP, key=b"b"))  # what was sent before it was read
+        assert not any(isinstance(request, Gets) for request in front.worker.asked)
+        gate.set()
+        other, late = await asking
+    assert isinstance(other, Answers)
+    assert isinstance(late, Answers)
+    assert (other.values, other.at) == ([b"other"], [1])
+    assert (late.values, late.at) == ([b"loaded a"], [0])
 
 
 async def test_a_peek_is_the_workers_to_answer(front: Front) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +15,18 @@ import pytest
 
 from kamacache.errors import DeadlineExceededError, LoadError, NodeUnavailableError
 from kamacache.local.alink import AsyncWorkerLinks
-from kamacache.wire.messages import Done, Get, Ping, Set, Value
+from kamacache.wire.frames import FrameReader, frame
+from kamacache.wire.messages import (
+    Answers,
+    Done,
+    Failure,
+    Get,
+    Gets,
+    Ping,
+    Set,
+    Value,
+    decode_request,
+)
 from tests.local.test_link import AnyId, die, done, scripted, soon
 from tests.worker.harness import Gate, Running, in_threads, running
 
@@ -75,6 +87,247 @@ async def test_a_cancelled_caller_harms_nobody(worker: Running) -> None:
     assert await links.call(Get(group="g", key=b"k"), soon()) == Value(AnyId(), b"v-k")
     assert gate.runs == 1
     links.close()
+
+
+def asked(links: AsyncWorkerLinks, *keys: bytes, seconds: float = 5) -> list[asyncio.Task[Any]]:
+    """Begin gets in one turn of the loop."""
+    return [asyncio.create_task(links.get("g", key, soon(seconds))) for key in keys]
+
+
+async def connected(links: AsyncWorkerLinks) -> None:
+    """Let the gets that follow find a connection."""
+    await links.call(Ping(), soon())
+
+
+async def test_gets_of_one_turn_share_a_frame_and_each_has_its_own_answer(
+    worker: Running,
+) -> None:
+    frames: list[Any] = []
+    worker.group(lambda key: key.encode())
+    handle = worker.handlers.table[Gets]
+
+    def note(request: Any, asker: Any) -> Any:
+        frames.append(request)
+        return handle(request, asker)
+
+    worker.handlers.table[Gets] = note
+    links = AsyncWorkerLinks(worker.folder, 0)
+    await connected(links)
+    keys = [b"%d" % number for number in range(300)]
+    assert await asyncio.gather(*asked(links, *keys, b"7")) == [*keys, b"7"]
+    assert [request.keys for request in frames] == [[*keys, b"7"]]
+    links.close()
+
+
+async def test_a_get_that_fails_and_one_that_is_slow_hold_up_no_other_of_their_turn(
+    worker: Running,
+) -> None:
+    gate = Gate()
+
+    def load(key: str) -> bytes:
+        if key == "bad":
+            raise ValueError
+        if key == "none":
+            raise KeyError
+        return gate(key) if key == "slow" else key.encode()
+
+    worker.group(load)
+    links = AsyncWorkerLinks(worker.folder, 0)
+    await connected(links)
+    slow, good, bad, none = asked(links, b"slow", b"good", b"bad", b"none")
+    assert await asyncio.wait_for(good, 5) == b"good"
+    assert await asyncio.wait_for(none, 5) is None
+    with pytest.raises(LoadError):
+        await asyncio.wait_for(bad, 5)
+    assert not slow.done()
+    gate.open.set()
+    assert await slow == b"v-slow"
+    assert not worker.on_loop(lambda: [c for c in worker.server.connections if c.waiters])
+    links.close()
+
+
+async def test_a_get_that_is_cancelled_leaves_the_others_of_its_turn(worker: Running) -> None:
+    gate = Gate()
+    worker.group(gate)
+    links = AsyncWorkerLinks(worker.folder, 0)
+    await connected(links)
+    first, second, third = asked(links, b"1", b"2", b"3")
+    await asyncio.sleep(0)
+    first.cancel()  # before it is sent
+    await gate.running(2)
+    second.cancel()  # under way
+    gate.open.set()
+    assert await third == b"v-3"
+    assert [await asyncio.wait_for(get, 5) for get in asked(links, b"1", b"2")] == [b"v-1", b"v-2"]
+    links.close()
+
+
+async def test_a_get_with_a_short_deadline_is_late_alone(worker: Running) -> None:
+    gate = Gate()
+    worker.group(gate)
+    links = AsyncWorkerLinks(worker.folder, 0)
+    await connected(links)
+    (patient,) = asked(links, b"1")
+    (hasty,) = asked(links, b"2", seconds=0.05)
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceededError):
+        await hasty
+    assert time.monotonic() - began < 1
+    assert not patient.done()
+    gate.open.set()
+    assert await patient == b"v-1"
+    links.close()
+
+
+async def test_gets_that_nobody_answers_end_at_their_deadline(short_dir: Path) -> None:
+    def silent(request: Any, connection: socket.socket) -> None:
+        connection.sendall(frame(Done(request.id, 1)))
+        while connection.recv(1 << 16):
+            pass
+
+    links = AsyncWorkerLinks(short_dir, 0)
+    with scripted(short_dir, silent):
+        await connected(links)
+        results = await asyncio.gather(
+            *asked(links, b"1", b"2", seconds=0.05), return_exceptions=True
+        )
+        assert [type(result) for result in results] == [DeadlineExceededError] * 2
+        assert results[0] is not results[1]
+        links.close()
+
+
+async def test_gets_lost_with_their_worker_are_asked_for_again_each_for_itself(
+    short_dir: Path,
+) -> None:
+    def dies_of_several(request: Any, connection: socket.socket) -> None:
+        connection.sendall(frame(Done(request.id, 1)))
+        connection.recv(1 << 16)
+
+    def answers_one(request: Any, connection: socket.socket) -> None:
+        assert isinstance(request, Get)
+        connection.sendall(frame(Value(request.id, b"alone")))
+
+    links = AsyncWorkerLinks(short_dir, 0)
+    with scripted(short_dir, dies_of_several, answers_one):
+        await connected(links)
+        gets = asked(links, b"1", b"2", b"3")
+        alone, *others = await asyncio.gather(*gets, return_exceptions=True)
+        assert alone == b"alone"
+        assert [getattr(error, "cause_type", None) for error in others] == ["worker died"] * 2
+        links.close()
+
+
+async def test_while_gets_are_unanswered_later_ones_are_held_for_a_moment_and_go_together(
+    short_dir: Path,
+) -> None:
+    frames: list[Any] = []
+    go = threading.Event()
+
+    def slow_at_first(request: Any, connection: socket.socket) -> None:
+        reader = FrameReader()
+        connection.sendall(frame(Done(request.id, 1)))
+        while data := connection.recv(1 << 16):
+            reader.feed(data)
+            while (body := reader.next()) is not None:
+                request = decode_request(body)
+                frames.append(request)
+                go.wait(10)
+                keys: list[Any] = request.keys if isinstance(request, Gets) else [request.key]
+                if len(keys) == 1:
+                    connection.sendall(frame(Value(request.id, keys[0])))
+                else:
+                    connection.sendall(frame(Answers(request.id, keys)))
+
+    links = AsyncWorkerLinks(short_dir, 0)
+    with scripted(short_dir, slow_at_first):
+        await connected(links)
+        link = links._by_loop[asyncio.get_running_loop()]
+        link._answer_s = 5.0  # as if answers took that long of late
+        first = asked(links, b"1")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        later = []
+        until_s = soon()
+        for number in range(2, 6):
+            later.append(asyncio.create_task(links.get("g", b"%d" % number, until_s)))
+            await asyncio.sleep(0.002)
+        go.set()
+        assert await asyncio.gather(*first, *later) == [b"1", b"2", b"3", b"4", b"5"]
+        assert [getattr(request, "keys", None) for request in frames] == [
+            None,
+            [b"2", b"3", b"4", b"5"],
+        ]
+        go.clear()
+        link._answer_s = 0.001
+        gets = asked(links, b"6")
+        await asyncio.sleep(0.02)
+        gets += asked(links, b"7")  # what is under way takes long: this one does not wait for it
+        await asyncio.sleep(0.02)
+        go.set()
+        assert await asyncio.gather(*gets) == [b"6", b"7"]
+        assert len(frames) == 4
+        links.close()
+
+
+async def test_more_gets_than_may_be_under_way_wait_their_turn(worker: Running) -> None:
+    gate = Gate()
+    worker.group(gate, load_threads=1)
+    links = AsyncWorkerLinks(worker.folder, 0, in_flight_max=2)
+    await connected(links)
+    gets = asked(links, *(b"%d" % number for number in range(6)))
+    await gate.running(1)
+    with pytest.raises(DeadlineExceededError):
+        await links.get("g", b"x", soon(0.05))
+    gate.open.set()
+    assert await asyncio.gather(*gets) == [b"v-%d" % number for number in range(6)]
+    links.close()
+
+
+async def test_keys_asked_for_each_are_handed_on_as_they_come(worker: Running) -> None:
+    gate = Gate()
+    worker.group(lambda key: gate(key) if key == "slow" else key.encode())
+    links = AsyncWorkerLinks(worker.folder, 0)
+    found: dict[int, Any] = {}
+
+    def take(part: Answers) -> None:
+        found.update(zip(part.at or range(len(part.values)), part.values, strict=True))
+        part.id, part.at = 10**9, [10**9]  # as who passes it on does
+
+    request = Gets(group="g", keys=[b"a", b"slow", b"c"])
+    asking = asyncio.create_task(links.ask_each(request, soon(), take))
+    while len(found) < 2:
+        assert not asking.done()
+        await asyncio.sleep(0.002)
+    gate.open.set()
+    assert await asking is None
+    assert found == {0: b"a", 1: b"v-slow", 2: b"c"}
+    reply = await links.ask_each(Gets(group="unknown", keys=[b"a"]), soon(), take)
+    assert isinstance(reply, Failure)
+    assert reply.kind == "GroupNotFoundError"
+    links.close()
+
+
+async def test_keys_asked_for_each_and_lost_are_asked_for_alone(short_dir: Path) -> None:
+    def one_then_die(request: Any, connection: socket.socket) -> None:
+        connection.sendall(frame(Answers(request.id, [b"first"], [1])))
+
+    found: dict[int, Any] = {}
+
+    def take(part: Answers) -> None:
+        found.update(zip(part.at, part.values, strict=True))
+
+    def alone(request: Any, connection: socket.socket) -> None:
+        assert isinstance(request, Get)
+        connection.sendall(frame(Value(request.id, b"again", 5, 6)))
+        time.sleep(0.2)
+
+    links = AsyncWorkerLinks(short_dir, 0)
+    with scripted(short_dir, one_then_die, alone) as seen:
+        request = Gets(group="g", flags=1, sent=9, keys=[b"a", b"b"])
+        assert await links.ask_each(request, soon(), take) is None
+        assert found == {1: b"first", 0: b"again"}
+        assert (seen[1].key, seen[1].flags, seen[1].sent) == (b"a", 1, 9)
+        links.close()
 
 
 async def test_a_caller_cancelled_while_connecting_does_not_end_the_connecting(

@@ -17,9 +17,10 @@ import pytest
 
 from kamacache.errors import DeadlineExceededError, LoadError, NodeUnavailableError
 from kamacache.limits import LINK_RESTART_WAIT_S
-from kamacache.local.alink import AsyncWorkerLinks, LoopLink
+from kamacache.local.alink import AsyncWorkerLinks
 from kamacache.local.exchange import LOST_MAX
 from kamacache.local.link import WorkerLinks, call_all
+from kamacache.local.looplink import LoopLink
 from kamacache.wire.frames import FrameReader, frame
 from kamacache.wire.messages import (
     Done,

@@ -25,12 +25,14 @@ from kamacache.store import ShardWriter, geometry
 from kamacache.store.arena import private_arena
 from kamacache.wire.messages import (
     FROM_PEER,
+    Answers,
     Delete,
     DeleteMany,
     Done,
     Failure,
     Get,
     GetMany,
+    Gets,
     Invalidate,
     Reply,
     Request,
@@ -39,6 +41,7 @@ from kamacache.wire.messages import (
     Value,
     Values,
 )
+from kamacache.wire.parts import answered
 from kamacache.worker.handlers import Handlers, HostedGroup
 from kamacache.worker.pools import GetterThreads
 from kamacache.worker.replies import failure
@@ -129,7 +132,15 @@ class DirectLink:
             max(deadline_s - time.monotonic(), 0), self._end, ticket, DeadlineExceededError("late")
         )
 
+        left = len(request.keys) if isinstance(request, Gets) else 0
+
         def end(outcome: Any) -> None:
+            nonlocal left
+            if type(outcome) is Answers:
+                left -= len(answered(outcome))
+                if left > 0 and ticket in self._under_way:
+                    done(outcome)
+                    return
             timer.cancel()
             self._end(ticket, outcome)
 
