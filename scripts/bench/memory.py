@@ -10,9 +10,9 @@ bytes), in one shard, sampled while keys go on being inserted into a cache that 
   (asked of the log; held here against the whole files, which is a little stricter).
 - Private memory of the worker, a million items in one shard: what is its own by /proc/PID/smaps
   (private pages, those of files in shared memory left out), less the same of a worker whose shard
-  has the least size and took the same sets, an item. So what is allocated at the start counts in:
+  has the least size and took sets, too, an item. So what is allocated at the start counts in:
   a byte for each slot and, with `s3fifo`, the ghosts. Taken when the shard is full, and again when
-  half as many keys more have pushed others out. Target: at most 64 bytes an item.
+  a quarter as many keys more have pushed others out. Target: at most 64 bytes an item.
 
     scripts/bench/memory.py [--quick] [--json FILE] [--check]
 """
@@ -159,12 +159,12 @@ def grown(eviction: str, cache_bytes: int, items: int) -> Grown:
             started = look()
             set_keys(0, items)
             full = look()
-            return Grown(started, full, items=set_keys(items, items // 2), churned=look())
+            return Grown(started, full, items=set_keys(items, items // 4), churned=look())
 
 
 def worker_memory(report: harness.Report, items: int) -> None:
     """Hold the growth under both policies against that of a worker with hardly any items."""
-    least = grown("lru", 1, items)
+    least = grown("lru", 1, items // 4)
     for eviction in EVICTIONS:
         large = grown(eviction, items * FILE_BYTES_AN_ITEM, items)
         report.measured(
@@ -176,7 +176,7 @@ def worker_memory(report: harness.Report, items: int) -> None:
         )
         for state, more in (
             ("shard full", large.full - least.full),
-            ("after half as many keys again", large.churned - least.churned),
+            ("after a quarter as many keys again", large.churned - least.churned),
         ):
             report.target(
                 f"private bytes of a worker an item, {large.items:,} items, {eviction}, {state}",

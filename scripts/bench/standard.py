@@ -22,7 +22,6 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import sys
 import tempfile
 import time
@@ -57,15 +56,15 @@ class Part:
 
 
 PARTS = (
-    Part("local_hit", 25, 60),
+    Part("local_hit", 20, 60),
     Part("local_set", 15, 45),
     Part("front", 30, 60),
-    Part("remote", 40, 75),
+    Part("remote", 35, 75),
     Part("peer_link", 25, 60),
-    Part("many_cores", 40, 75),
-    Part("memory", 60, 120),
-    Part("big_shard", 75, 150),
-    Part("readers_scale", 20, 45),
+    Part("many_cores", 35, 75),
+    Part("memory", 60, 150),
+    Part("big_shard", 70, 150),
+    Part("readers_scale", 15, 45),
     Part("ring", 10, 30),
     Part("eviction", 30, 60, ("--quick",)),  # of all traces it takes many minutes
     Part("startup", 20, 45),
@@ -216,8 +215,8 @@ def write_page(found: dict[str, Any], page: Path, drawn: Path) -> None:
 
     with tempfile.TemporaryDirectory() as made:
         files = standard_plots.draw(found, Path(made))
-        for slug in found.get("loads", {}):
-            if (drawn / f"{slug}.png").exists():
+        for slug, digest in found.get("loads", {}).items():
+            if "targets" in digest and (drawn / f"{slug}.png").exists():
                 files[slug] = drawn / f"{slug}.png"
         text = standard_page.page(
             found, {name: f"{page.stem}/{path.name}" for name, path in files.items()}
@@ -226,7 +225,7 @@ def write_page(found: dict[str, Any], page: Path, drawn: Path) -> None:
             folder = page.with_suffix("")
             folder.mkdir(parents=True, exist_ok=True)
             for path in files.values():
-                shutil.copyfile(path, folder / path.name)
+                standard_plots.shrink(path, folder / path.name)
         fresh = page.with_suffix(".new")
         fresh.write_text(text)
         fresh.replace(page)
@@ -266,7 +265,7 @@ def main() -> int:
     parser.add_argument("--from", dest="source", type=Path, help="measure nothing, use this JSON")
     parser.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
     args = parser.parse_args()
-    plots = args.results.parent / "plots"
+    plots = (args.source or args.results).parent / "plots"
     if args.source is not None:
         write_page(json.loads(args.source.read_text()), args.page or PAGE, plots)
         return 0

@@ -71,10 +71,10 @@ COMPARISONS = (
         "Over TCP, one process, 16 at a time: 95 % reads",
         NETWORK,
         # HTTP has no batches, so that its keys are stored one by one.
-        (*ZIPF, "--processes=1", "--concurrency=16", "--mix=95:5:0", "--keys=5000"),
+        (*ZIPF, "--processes=1", "--concurrency=16", "--mix=95:5:0", "--keys=1000"),
     ),
 )
-FULL = ("--rounds=3", "--duration=2", "--warmup=0.5")
+FULL = ("--rounds=3", "--duration=1.5", "--warmup=0.5")
 QUICK = ("--rounds=1", "--duration=0.3", "--warmup=0.1", "--keys=1000")
 QUICK_SLUGS = ("batches", "network")  # between them they have every target
 LIMIT_S = 60.0  # of one comparison
@@ -247,7 +247,15 @@ def digest_of(document: dict[str, Any], names: dict[str, str]) -> dict[str, Any]
         if each["failed"] is None and each["seconds"] > 0 and name in targets:
             targets[name]["rounds"][str(each["round"])] = round_of(each)
             targets[name]["generator_us"] = each["generator_us"]
-    return {"targets": targets, "versions": document["versions"], "notes": document["notes"]}
+    notes = [_named(note, names) for note in document["notes"]]
+    return {"targets": targets, "versions": document["versions"], "notes": notes}
+
+
+def _named(note: str, names: dict[str, str]) -> str:
+    """Return a note with names of targets for their specs, which are other ones in each run."""
+    for spec in sorted(names, key=len, reverse=True):
+        note = note.replace(spec, names[spec])
+    return note
 
 
 def round_of(found: dict[str, Any]) -> dict[str, float]:

@@ -7,6 +7,7 @@ that failed is, with the reason.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,9 +32,10 @@ busiest worker has its even share of the keys and the hottest key, which has
 {cores_model.HOTTEST_KEY_SHARE:.1%} of the requests (zipf 0.99, a million keys); a hit moves
 {cores_model.HIT_BYTES} bytes between memory and cores at worst, and a machine
 {cores_model.MEMORY_BYTES_PER_S_A_CORE / 1e9:g} GB/s a core up to
-{cores_model.MEMORY_BYTES_PER_S_MAX / 1e9:g} GB/s; gRPC's callers are on other hosts; network and
-kernel keep up. None of this can be seen on a machine of few cores.
+{cores_model.MEMORY_BYTES_PER_S_MAX / 1e9:g} GB/s; callers of the fronts are on other hosts; network
+and kernel keep up. None of this can be seen on a machine of few cores.
 """
+LINE_CHARS = 100
 
 
 # -- figures -----------------------------------------------------------------------------------
@@ -252,6 +254,8 @@ def _loads(results: Results, plots: Mapping[str, str]) -> list[str]:
         ]
         head = ("ours / theirs, by round", "throughput", "p50", "p99", "rounds")
         lines += table(head, ratios)
+        notes = [f"- {note}" for note in digest.get("notes", ())]
+        lines += [*notes, ""] if notes else []
         lines += _image(plots, slug, f"latency and throughput: {digest['title']}")
     if not lines:
         return []
@@ -280,7 +284,7 @@ def _cores(results: Results, plots: Mapping[str, str]) -> list[str]:
     measured = results.get("benchmarks", {}).get("many_cores", {}).get("measured", {})
     if "model" not in measured:
         return []
-    lines = ["## Many cores: a model", "", *MODEL.splitlines(), ""]
+    lines = ["## Many cores: a model", "", *textwrap.wrap(MODEL, LINE_CHARS), ""]
     roles = [
         (shape, kind, *(number(used.get(role, 0.0)) for role in ("client", "worker", "front")))
         for shape, kinds in measured["cpu_us_by_role"].items()
@@ -313,7 +317,11 @@ def _cores(results: Results, plots: Mapping[str, str]) -> list[str]:
 def _needed(each: Mapping[str, Any]) -> str:
     if each["workers_needed"] is None:
         return "no number of workers: the hottest key has one"
-    return f"{each['workers_needed']} workers, {each['fronts_needed']} fronts"
+    return f"{_count(each['workers_needed'], 'worker')}, {_count(each['fronts_needed'], 'front')}"
+
+
+def _count(number_of: int, what: str) -> str:
+    return f"{number_of} {what}{'s' * (number_of != 1)}"
 
 
 def _details(results: Results) -> list[str]:

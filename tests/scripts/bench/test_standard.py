@@ -15,8 +15,9 @@ import pytest
 import run_all
 import standard
 import standard_load
+from PIL import Image
 
-from tests.scripts.bench.standard_results import results
+from tests.scripts.bench.standard_results import load, results
 
 
 def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -53,6 +54,19 @@ def test_page_is_made_from_what_was_measured(
     page.unlink()
     assert run_main(monkeypatch, "--from", kept, "--page", page) == 0
     assert page.read_text() == text
+
+
+def test_plots_of_an_earlier_run_are_not_on_the_page(tmp_path: Path) -> None:
+    plots = tmp_path / "plots"
+    plots.mkdir()
+    for slug in ("read-mostly", "failed"):
+        Image.new("RGB", (8, 8)).save(plots / f"{slug}.png")
+    found = results(loads={"read-mostly": load(), "failed": load(failed="x")})
+    del found["loads"]["failed"]["targets"]
+    page = tmp_path / "page.md"
+    standard.write_page(found, page, plots)
+    assert "](page/read-mostly.png)" in page.read_text()
+    assert not (tmp_path / "page" / "failed.png").exists()
 
 
 def test_missed_target_fails_only_where_asked(

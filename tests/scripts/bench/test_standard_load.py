@@ -56,9 +56,17 @@ def test_digest_keeps_throughput_and_latency_of_each_round() -> None:
         round_of("local:/run/x", 1, us=200, failed="the target died"),
         round_of("redis:127.0.0.1:1", 1, us=400),
     ]
-    test = TestResult(arguments={}, machine={}, versions={"redis": "8"}, began="", rounds=rounds)
+    test = TestResult(
+        arguments={},
+        machine={},
+        versions={"redis": "8"},
+        began="",
+        rounds=rounds,
+        notes=["local:/run/x: as fast as can be"],
+    )
     found = json.loads(msgspec.json.encode(document(test)))
     digest = standard_load.digest_of(found, {spec: name for name, spec in SPECS.items()})
+    assert digest["notes"] == ["local: as fast as can be"]
     local, redis = digest["targets"]["local"], digest["targets"]["redis-tcp"]
     assert (local["ours"], redis["ours"]) == (True, False)
     assert local["rounds"].keys() == {"0"}, "a round that failed is none"

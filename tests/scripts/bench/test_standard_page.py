@@ -163,3 +163,8 @@ def test_distance_of_a_target_is_below_one_when_it_is_met() -> None:
 )
 def test_numbers_have_few_digits(value: float, shown: str) -> None:
     assert standard_page.number(value) == shown
+
+
+def test_what_the_load_test_says_of_itself_is_on_the_page() -> None:
+    found = results(loads={"slug": load(notes=["redis: its load processes were busy"])})
+    assert "- redis: its load processes were busy" in standard_page.page(found)
