@@ -24,8 +24,8 @@ VERSION_MAX: Final = (1 << VERSION_BITS) - 1
 # to any more; and of a bound that stood still, who had been set to it could tell no one else.
 VERSIONS_AHEAD_MAX: Final = 100 * 365 * 86_400 * 1_000_000_000 >> 8
 STAMP_SHIFT: Final = 8
-_STAMP_STEP: Final = 1 << STAMP_SHIFT
-_STAMP_MASK: Final = -_STAMP_STEP
+STAMP_STEP: Final = 1 << STAMP_SHIFT
+_STAMP_MASK: Final = -STAMP_STEP
 
 
 def boottime_ms() -> int:
@@ -62,8 +62,8 @@ class HybridClock:
         """Return the first of ``count`` stamps in a row, all greater than those before."""
         first = self._wall_ns() & _STAMP_MASK
         if first <= self.stamp:
-            first = self.stamp + _STAMP_STEP
-        self.stamp = first + (count - 1) * _STAMP_STEP if count > 1 else first
+            first = self.stamp + STAMP_STEP
+        self.stamp = first + (count - 1) * STAMP_STEP if count > 1 else first
         return first
 
     def observe(self, version: int) -> None:

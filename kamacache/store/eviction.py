@@ -32,6 +32,9 @@ from kamacache.store.segments import SegmentLog
 
 Verdict = tuple[int, int] | None  # (class, level) to move on with; None: drop
 
+_UP_TO: Final = bytes(range(256))
+DROP_ALL: Final[list[Verdict]] = [None] * 256
+_KEEP_LRU: Final[list[Verdict]] = [(0, level) for level in range(256)]
 _AGED: Final = bytes((0, 1)) + bytes(range(1, 255))  # level n becomes n - 1, but 0 and 1 stay
 _AGE_CHUNK_BYTES: Final = 1 << 16
 _LRU_STEPS: Final = 64  # clock steps while the log is written once
@@ -93,8 +96,8 @@ class LruPolicy:
         return self._log.closed[0][0]
 
     def verdicts(self, segment_class: int) -> list[Verdict]:
-        stale = self._stale_level()
-        return [None if level <= stale else (0, level) for level in range(256)]
+        dropped = self._stale_level() + 1
+        return DROP_ALL[:dropped] + _KEEP_LRU[dropped:]
 
     def remembers(self, segment_class: int) -> bool:
         return False
@@ -118,10 +121,26 @@ class LruPolicy:
         slots = len(self._access)
         start = self._random.randrange(max(slots - _SAMPLE_SLOTS, 0) + 1)
         # Slots are hash order, so a window is a fair sample.
-        levels = sorted(bytes(self._access[start : start + _SAMPLE_SLOTS]).translate(None, b"\0"))
+        levels = bytes(self._access[start : start + _SAMPLE_SLOTS]).translate(None, b"\0")
         if not levels:
             return 255
-        return levels[int(len(levels) * _LRU_STALE_SHARE)]
+        return level_at(levels, int(len(levels) * _LRU_STALE_SHARE))
+
+
+def level_at(levels: bytes, rank: int) -> int:
+    """Return what stands at ``rank``, 0 for the first, were the bytes sorted.
+
+    By halves, each counted by one pass at C speed: a tenth of what sorting the sample costs.
+    """
+    low, high = 0, 255
+    while low < high:
+        middle = (low + high) // 2
+        above = levels.translate(None, _UP_TO[: middle + 1])
+        if len(levels) - len(above) > rank:
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 class Ghosts:
@@ -201,6 +220,11 @@ class S3FifoPolicy:
 
     def segment_filled(self) -> None:
         pass
+
+
+def keep_all(segment_class: int) -> list[Verdict]:
+    """Return the verdicts that move every record on within its class, as it is."""
+    return [(segment_class, level) for level in range(256)]
 
 
 def make_policy(eviction: str, arena: Arena, log: SegmentLog) -> Policy:

@@ -10,7 +10,7 @@ whose order of writes they end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Final
 
 from kamacache.store.arena import Arena
@@ -76,15 +76,12 @@ class ShardIndex:
             return second, 0
         return NOT_CHOSEN, 0
 
-    def choose(self, digest: int, taken: Collection[int] = ()) -> int:
-        """Return an empty slot of a key's two buckets that is not in ``taken``, or `NOT_CHOSEN`."""
-        marks = self.marks
+    def choose(self, digest: int) -> int:
+        """Return an empty slot of a key's two buckets, or `NOT_CHOSEN`."""
         for first in self._buckets(digest):
-            slot = marks.find(0, first, first + BUCKET_SLOTS)
-            while slot >= 0:
-                if slot not in taken:
-                    return slot
-                slot = marks.find(0, slot + 1, first + BUCKET_SLOTS)
+            slot = self.marks.find(0, first, first + BUCKET_SLOTS)
+            if slot >= 0:
+                return slot
         return NOT_CHOSEN
 
     def note_mirror(self, slot: int) -> None:
@@ -93,8 +90,8 @@ class ShardIndex:
             self._mirrors = bytearray(self._slots)
         self._mirrors[slot] = 1
 
-    def mirror(self, digest: int, taken: Collection[int], is_mirror: Callable[[int], bool]) -> int:
-        """Return the slot of a mirror in a key's full buckets, not in ``taken``, or `NOT_CHOSEN`.
+    def mirror(self, digest: int, is_mirror: Callable[[int], bool]) -> int:
+        """Return the slot of a mirror in a key's full buckets, or `NOT_CHOSEN`.
 
         Slots that were a mirror's once are asked about: no other write keeps these notes, and they
         begin anew with each writer, for a mirror lives for seconds.
@@ -103,25 +100,21 @@ class ShardIndex:
         for first in self._buckets(digest):
             slot = noted.find(1, first, first + BUCKET_SLOTS)
             while slot >= 0:
-                if slot not in taken:
-                    if is_mirror(slot):
-                        return slot
-                    noted[slot] = 0
+                if is_mirror(slot):
+                    return slot
+                noted[slot] = 0
                 slot = noted.find(1, slot + 1, first + BUCKET_SLOTS)
         return NOT_CHOSEN
 
-    def stalest(self, digest: int, taken: Collection[int]) -> int:
-        """Return the slot of a key's full buckets that was not used for longest.
-
-        Slots in ``taken`` are left alone; `NOT_CHOSEN` where none is left.
-        """
-        access = self._access
-        stalest, lowest = NOT_CHOSEN, 256
-        for first in self._buckets(digest):
-            for slot in range(first, first + BUCKET_SLOTS):
-                if slot not in taken and access[slot] < lowest:
-                    stalest, lowest = slot, access[slot]
-        return stalest
+    def stalest(self, digest: int) -> int:
+        """Return the slot of a key's full buckets that was not used for longest."""
+        first, second = self._buckets(digest)
+        levels = bytes(self._access[first : first + BUCKET_SLOTS])
+        others = bytes(self._access[second : second + BUCKET_SLOTS])
+        lowest = min(levels)
+        if min(others) < lowest:
+            return second + others.index(min(others))
+        return first + levels.index(lowest)
 
     def _buckets(self, digest: int) -> tuple[int, int]:
         """Return the first slots of a key's two buckets."""

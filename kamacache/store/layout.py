@@ -77,6 +77,7 @@ HEADER_WORDS: Final = 64
 
 # Index words.
 TAG_SHIFT: Final = 48
+TAG_MASK: Final = 0xFFFF << TAG_SHIFT
 GENERATION_SHIFT: Final = 33
 GENERATION_MAX: Final = (1 << 15) - 1
 PLACE_MASK: Final = (1 << 33) - 1

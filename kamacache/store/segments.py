@@ -71,10 +71,13 @@ class SegmentLog:
         "_tails",
         "_words",
         "closed",
+        "dead",
+        "first_place",
         "free",
         "live_bytes",
         "mirrors",
         "open",
+        "segment_places",
     )
 
     def __init__(self, arena: Arena, policy_classes: int) -> None:
@@ -87,6 +90,10 @@ class SegmentLog:
         self._table = sizes.table_word
         self._log_offset = sizes.log_offset
         self._segment_bytes = sizes.segment_bytes
+        self.first_place = sizes.log_offset >> 3
+        self.segment_places = sizes.segment_bytes >> 3
+        # By segment: the bytes of its records that no index word names any more.
+        self.dead = self._words[self._table + S_DEAD : self.first_place : SEGMENT_WORDS]
         self.open: list[OpenSegment | None] = [None] * classes
         self._tails: list[OpenSegment | None] = [None] * classes
         self.free: deque[int] = deque()
@@ -144,18 +151,22 @@ class SegmentLog:
         self._data[position : position + len(record)] = record
         current.position = position + size
         row = current.table
-        if expiry_ms != current.expiry and current.expiry != NEVER:
-            latest = max(expiry_ms, current.expiry) if expiry_ms else NEVER
-            words[row + S_EXPIRY] = current.expiry = latest
+        if expiry_ms != current.expiry != NEVER:
+            self.note_expiry(current, expiry_ms)
         # Before the caller stores an index word: whoever walks the segment finds its record.
         words[row + S_USED] = current.position - current.start
         self.live_bytes += size
         return current.stamp | position >> 3
 
+    def note_expiry(self, current: OpenSegment, expiry_ms: int) -> None:
+        """Take note that an open segment holds, or is to hold, a record of this expiry."""
+        if current.expiry != NEVER:
+            latest = max(expiry_ms, current.expiry) if expiry_ms else NEVER
+            self._words[current.table + S_EXPIRY] = current.expiry = latest
+
     def kill(self, place: int, size: int) -> None:
         """Count a record as dead; its index word no longer points at it."""
-        segment = ((place << 3) - self._log_offset) // self._segment_bytes
-        self._words[self._table + segment * SEGMENT_WORDS + S_DEAD] += size
+        self.dead[(place - self.first_place) // self.segment_places] += size
         self.live_bytes -= size
 
     def with_room(self, segment_class: int, size: int) -> OpenSegment:
@@ -225,12 +236,12 @@ class SegmentLog:
     # -- taking back -----------------------------------------------------------------------
 
     def span(self, segment: int) -> tuple[int, int, int]:
-        """Return first byte, end of the used bytes, and the generation's part of index words."""
+        """Return first place, end of the used ones, and the generation's part of index words."""
         row = self._table + segment * SEGMENT_WORDS
-        start = self._log_offset + segment * self._segment_bytes
-        used = self._words[row + S_USED]
+        first = self.first_place + segment * self.segment_places
+        used = self._words[row + S_USED] >> 3
         stamp = (self._words[row + S_STATE] >> 16 & GENERATION_MASK) << GENERATION_SHIFT
-        return start, start + min(used, self._segment_bytes), stamp
+        return first, first + min(used, self.segment_places), stamp
 
     def places(self, segment: int) -> tuple[int, int]:
         """Return the first place of a segment and how many places it has."""

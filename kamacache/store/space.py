@@ -9,14 +9,21 @@ nodes' entries, never cost an owned one more than their share of the segments, a
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
 from kamacache.clock import STAMP_SHIFT, HybridClock
 from kamacache.store.arena import Arena
-from kamacache.store.eviction import S3FifoPolicy, Verdict, classes_of, make_policy
+from kamacache.store.eviction import (
+    DROP_ALL,
+    S3FifoPolicy,
+    Verdict,
+    classes_of,
+    keep_all,
+    make_policy,
+)
 from kamacache.store.index import ShardIndex
 from kamacache.store.layout import (
     COUNTERS,
@@ -25,9 +32,12 @@ from kamacache.store.layout import (
     H_HEARTBEAT,
     H_STAMP,
     KEY_LENGTH_MASK,
+    NEVER,
     PLACE_MASK,
     RECORD_HEADER_BYTES,
+    S_USED,
     SLOT_MASK,
+    TAG_MASK,
     TAG_SHIFT,
     VALUE_LENGTH_SHIFT,
     expiry_of,
@@ -44,8 +54,8 @@ _COMPACT_BELOW: Final = 0.85
 # Victims whose records nearly all moved on, before the next one is dropped whole.
 _VICTIMS_MAX: Final = 16
 _MAINTAIN_SEGMENTS_MAX: Final = 64
+_HEADER_AND_PAD: Final = RECORD_HEADER_BYTES + 7
 _WORD_MASK: Final = (1 << TAG_SHIFT) - 1
-_DROP_ALL: Final[list[Verdict]] = [None] * 256
 
 
 class ShardSpace:
@@ -88,19 +98,19 @@ class ShardSpace:
 
     # -- slots -----------------------------------------------------------------------------
 
-    def _free_slot(self, digest: int, taken: Collection[int] = (), *, mirror: bool = False) -> int:
+    def _free_slot(self, digest: int, *, mirror: bool = False) -> int:
         """Return an empty slot for a key, emptied by an eviction if there is none.
 
         Mirrors go first. `NOT_CHOSEN` where all slots are taken, or are owned entries' and the key
         is to be a mirror: small mirrors could else push out more than their segments' share.
         """
         index = self._index
-        slot = index.choose(digest, taken)
+        slot = index.choose(digest)
         if slot >= 0:
             return slot
-        slot, evictions = index.mirror(digest, taken, self._is_mirror), "mirror_evictions"
+        slot, evictions = index.mirror(digest, self._is_mirror), "mirror_evictions"
         if slot < 0 and not mirror:
-            slot, evictions = index.stalest(digest, taken), "evictions"
+            slot, evictions = index.stalest(digest), "evictions"
         if slot >= 0:
             self._drop(slot, self._slots[slot] & PLACE_MASK)
             self._counts["index_evictions"] += 1
@@ -146,18 +156,18 @@ class ShardSpace:
                 return
             now_ms = self._clock_ms()
             if (expired := segments.expired(now_ms)) is not None:
-                self._clean(expired, _DROP_ALL, now_ms)
+                self._clean(expired, DROP_ALL, now_ms)
                 continue
             if len(segments.free) < _RESERVE_SEGMENTS:
                 # The writer before died while it moved records to the reserve: nothing can move.
-                self._clean(self._policy.victim(), _DROP_ALL, now_ms)
+                self._clean(self._policy.victim(), DROP_ALL, now_ms)
                 continue
             if compacting and attempt < _VICTIMS_MAX and segments.live_bytes < self._compact_below:
                 victim = segments.emptiest()
                 if victim is not None:
                     segment_class = segments.class_of(victim)
                     room = segments.room(segment_class)
-                    self._clean(victim, [(segment_class, level) for level in range(256)], now_ms)
+                    self._clean(victim, keep_all(segment_class), now_ms)
                     # Records too large to share a segment leave the same holes where they go.
                     compacting = segments.room(segment_class) > room
                     continue
@@ -165,7 +175,7 @@ class ShardSpace:
             if attempt < _VICTIMS_MAX:
                 verdicts = self._policy.verdicts(segments.class_of(victim))
             else:
-                verdicts = _DROP_ALL
+                verdicts = DROP_ALL
             self._clean(victim, verdicts, now_ms)
 
     def _limit_mirrors(self) -> None:
@@ -178,7 +188,7 @@ class ShardSpace:
         segments.close_mirrors()
         oldest = segments.closed[segments.mirrors]
         while len(oldest) >= self._mirror_segments:
-            self._clean(oldest[0], _DROP_ALL, self._clock_ms())
+            self._clean(oldest[0], DROP_ALL, self._clock_ms())
 
     def _clean(self, victim: int, verdicts: list[Verdict], now_ms: int) -> None:
         """Move or drop every live record of a closed segment, then free it.
@@ -188,22 +198,18 @@ class ShardSpace:
         """
         segments, policy = self._log, self._policy
         words, index, access, data = self._words, self._slots, self._access, self._data
-        slots, marks = len(index), self._marks
+        slots, marks, opened = len(index), self._marks, segments.open
         segment_class = segments.class_of(victim)
         mirrors = segment_class == segments.mirrors
         remembers = not mirrors and policy.remembers(segment_class)
-        moved = dropped = expired = 0
-        position, end, stamp = segments.span(victim)
-        while position < end:
-            place = position >> 3
+        moved = moved_bytes = dropped = expired = 0
+        place, end, stamp = segments.span(victim)
+        while place < end:
             head = words[place]
-            size = RECORD_HEADER_BYTES + (head & KEY_LENGTH_MASK) + (head >> VALUE_LENGTH_SHIFT)
-            size = (size + 7) & ~7
-            if position + size > end:
-                dropped += self._purge(victim)
-                break
+            # Its length in places: header, key and value, rounded up.
+            places = (head & KEY_LENGTH_MASK) + (head >> VALUE_LENGTH_SHIFT) + _HEADER_AND_PAD >> 3
             slot = words[place + 1] & SLOT_MASK
-            if slot >= slots:
+            if place + places > end or slot >= slots:
                 dropped += self._purge(victim)
                 break
             word = index[slot]
@@ -216,9 +222,20 @@ class ShardSpace:
                     access[slot] = marks[slot] = 0
                 elif verdict is not None:
                     target, level = verdict
-                    record = data[position : position + size]
-                    new = segments.append(target, record, size, expiry_ms)
-                    index[slot] = word & ~_WORD_MASK | new
+                    size = places << 3
+                    record = data[place << 3 : (place << 3) + size]
+                    current = opened[target]
+                    if current is None or current.position + size > current.end:
+                        current = segments.with_room(target, size)
+                    # `SegmentLog.write`, spelled out: as much is moved as is written.
+                    if expiry_ms != current.expiry != NEVER:
+                        segments.note_expiry(current, expiry_ms)
+                    position = current.position
+                    data[position : position + size] = record
+                    current.position = position + size
+                    words[current.table + S_USED] = position + size - current.start
+                    moved_bytes += size
+                    index[slot] = word & TAG_MASK | current.stamp | position >> 3
                     if level != access[slot]:
                         access[slot] = level
                     moved += 1
@@ -227,10 +244,11 @@ class ShardSpace:
                     index[slot] = 0
                     access[slot] = marks[slot] = 0
                     if remembers:
-                        at = position + RECORD_HEADER_BYTES
+                        at = (place << 3) + RECORD_HEADER_BYTES
                         key = data[at : at + (head & KEY_LENGTH_MASK)]
                         policy.forgotten(xxh3_64_intdigest(key, self._seed))
-            position += size
+            place += places
+        segments.live_bytes += moved_bytes
         segments.release(victim)
         self.items -= dropped + expired
         counts = self._counts
@@ -259,7 +277,7 @@ class ShardSpace:
             segment = self._log.expired(now_ms)
             if segment is None:
                 break
-            self._clean(segment, _DROP_ALL, now_ms)
+            self._clean(segment, DROP_ALL, now_ms)
         for at, count in enumerate(self.stats().values()):
             self._words[H_COUNTERS + at] = count
         self._words[H_HEARTBEAT] = now_ms

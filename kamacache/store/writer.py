@@ -12,12 +12,14 @@ and one lookup; what tells them apart is the class of the segment that holds the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
 from kamacache.clock import STAMP_SHIFT, boottime_ms
 from kamacache.errors import ValueTooLargeError
+from kamacache.limits import KEY_BYTES_MAX
 from kamacache.store.arena import Arena
 from kamacache.store.entries import Held
 from kamacache.store.eviction import touch_of
@@ -41,10 +43,10 @@ from kamacache.store.layout import (
     expiry_of,
 )
 from kamacache.store.reader import Answer, make_lookup
+from kamacache.store.runs import make_put_run
 from kamacache.store.space import ShardSpace
 
-_RUN_SHARE: Final = 8  # a run of put_many takes at most this part of a segment
-_PADDING: Final = tuple(bytes(count) for count in range(8))
+_VALUE_OF: Final = itemgetter(1)
 
 
 class ShardWriter(ShardSpace):
@@ -68,7 +70,8 @@ class ShardWriter(ShardSpace):
             mirror_share=mirror_share,
             clock_ms=clock_ms,
         )
-        self._run_bytes_max = self._segment_bytes // _RUN_SHARE
+        self._value_bytes_sure = arena.geometry.value_bytes_beside(KEY_BYTES_MAX)
+        self._put_run = make_put_run(self)
         self._lookup = make_lookup(
             (arena,),
             hash_seed=hash_seed,
@@ -100,12 +103,28 @@ class ShardWriter(ShardSpace):
         it too) or no slot. Whatever is not refused for its version is later than all before it:
         `last_version` tells. Raises `ValueTooLargeError`; the old entry then stands.
         """
-        key_bytes, value_bytes = len(key), len(value)
-        size = (RECORD_HEADER_BYTES + key_bytes + value_bytes + 7) & ~7
-        if value_bytes > self._value_bytes_max or size > self._segment_bytes:
+        if len(value) > self._value_bytes_sure:
             self.check_size(key, value)
+        plain = self._one_class and version is None and not (negative or mirror)
+        if plain and (not expiry_ms or expiry_ms > self._clock_ms()):
+            self._put_run(((key, value),), min(expiry_ms, EXPIRY_MS_MAX))
+            return True
         if mirror and not expiry_ms:
             raise ValueError("a mirror must expire: it may have missed an invalidation")
+        return self._put(key, value, expiry_ms, negative, version, mirror)
+
+    def _put(
+        self,
+        key: bytes,
+        value: bytes,
+        expiry_ms: int,
+        negative: bool,
+        version: int | None,
+        mirror: bool,
+    ) -> bool:
+        """Do as `put` says, for any kind of entry; `make_put_run` is this for the plain kind."""
+        key_bytes, value_bytes = len(key), len(value)
+        size = (RECORD_HEADER_BYTES + key_bytes + value_bytes + 7) & ~7
         digest = xxh3_64_intdigest(key, self._seed)
         slot, old_word = self._index.find(key, digest)
         words, segments = self._words, self._log
@@ -186,81 +205,16 @@ class ShardWriter(ShardSpace):
     def put_many(self, items: Sequence[tuple[bytes, bytes]], expiry_ms: int = 0) -> None:
         """Store values of distinct keys, as `put` does one by one, at about half its cost.
 
-        Records of one run are written together and published after that, one word each. Raises
-        `ValueTooLargeError` before anything is stored.
+        Raises `ValueTooLargeError` before anything is stored.
         """
-        sizes = [(RECORD_HEADER_BYTES + len(key) + len(value) + 7) & ~7 for key, value in items]
-        if max(sizes, default=0) > self._value_bytes_max:
+        if max(map(len, map(_VALUE_OF, items)), default=0) > self._value_bytes_sure:
             for key, value in items:
                 self.check_size(key, value)
         if not self._one_class or 0 < expiry_ms <= self._clock_ms():
             for key, value in items:
                 self.put(key, value, expiry_ms)
-            return
-        expiry_ms = min(expiry_ms, EXPIRY_MS_MAX)
-        first = run_bytes = 0
-        limit = self._run_limit()
-        for last, size in enumerate(sizes):
-            if run_bytes + size > limit and run_bytes:
-                self._put_run(items[first:last], run_bytes, expiry_ms)
-                first, run_bytes = last, 0
-                limit = self._run_limit()
-            run_bytes += size
-        if run_bytes:
-            self._put_run(items[first:], run_bytes, expiry_ms)
-
-    def _run_limit(self) -> int:
-        """Return how long a run may be: no longer than fits, or a segment's end is wasted."""
-        current = self._log.open[0]
-        room = 0 if current is None else current.end - current.position
-        return min(room, self._run_bytes_max) or self._run_bytes_max
-
-    def _put_run(
-        self, items: Sequence[tuple[bytes, bytes]], run_bytes: int, expiry_ms: int
-    ) -> None:
-        """Write a run's records with one copy, then publish their words."""
-        segments, find, seed, xxh = self._log, self._index.find, self._seed, xxh3_64_intdigest
-        pack = RECORD_HEADER.pack
-        current = segments.open[0]
-        if current is None or current.position + run_bytes > current.end:
-            self._make_room(0, run_bytes)
-            current = segments.with_room(0, run_bytes)
-        place = current.position >> 3
-        stamp = self._versions.stamps(len(items))
-        flags = FLAG_EXPIRES if expiry_ms else 0
-        expiry_low, expiry_high = expiry_ms & EXPIRY_LOW_MASK, expiry_ms >> EXPIRY_LOW_SHIFT
-        records: list[bytes] = []
-        published: list[tuple[int, int, int, int]] = []
-        taken: set[int] = set()  # slots of this run, not to be seen in the index yet
-        left: list[tuple[bytes, bytes]] = []
-        for item in items:
-            key, value = item
-            digest = xxh(key, seed)
-            slot, old_word = find(key, digest)
-            if slot < 0 or slot in taken:
-                slot = self._free_slot(digest, taken)
-                if slot < 0:
-                    left.append(item)
-                    continue
-            taken.add(slot)
-            length = RECORD_HEADER_BYTES + len(key) + len(value)
-            checksum = xxh(value, digest ^ stamp) & CHECKSUM_MASK
-            header = pack(
-                flags | len(key), checksum, len(value), slot, expiry_low, stamp | expiry_high
-            )
-            records += (header, key, value, _PADDING[-length & 7])
-            published.append((slot, digest >> TAG_SHIFT, place, old_word))
-            place += (length + 7) >> 3
-            stamp += 1 << STAMP_SHIFT
-        run = b"".join(records)
-        if run:
-            segments.write(current, run, len(run), expiry_ms)
-            self._words[H_STAMP] = self._versions.stamp
-            publish, stamp = self._publish, current.stamp
-            for slot, tag, place, old_word in published:
-                publish(slot, tag, stamp | place, old_word)
-        for key, value in left:
-            self.put(key, value, expiry_ms)
+        elif items:
+            self._put_run(items, min(expiry_ms, EXPIRY_MS_MAX))
 
     def _publish(self, slot: int, tag: int, word: int, old_word: int) -> None:
         """Let an index word name its record, which is written whole and counted as used."""

@@ -40,7 +40,9 @@ class Fused:
         self._fuse = fuse
 
     def __getitem__(self, at: Any) -> Any:
-        return self._target[at]
+        found = self._target[at]
+        # A part of a view is the same memory; a slice of a mapping is a copy.
+        return Fused(found, self._fuse) if isinstance(found, memoryview) else found
 
     def __len__(self) -> int:
         return len(self._target)

@@ -373,7 +373,17 @@ def prepared(eviction: str, puts: int) -> Shard:
 @pytest.mark.parametrize("eviction", EVICTIONS)
 @pytest.mark.parametrize(
     "operation",
-    ["put new", "put over", "mirror over", "put over mirror", "delete", "drop", "roll", "mirrors"],
+    [
+        "put new",
+        "put over",
+        "put many",
+        "mirror over",
+        "put over mirror",
+        "delete",
+        "drop",
+        "roll",
+        "mirrors",
+    ],
 )
 def test_death_at_every_store_leaves_the_old_or_the_new_and_nothing_else(
     eviction: str, operation: str
@@ -388,6 +398,10 @@ def test_death_at_every_store_leaves_the_old_or_the_new_and_nothing_else(
     steps: dict[str, Callable[[ShardWriter], object]] = {
         "put new": lambda writer: writer.put(b"new", b"n" * 200),
         "put over": lambda writer: writer.put(chosen, b"n" * 200),
+        "put many": lambda writer: writer.put_many(
+            [(b"new", b"n" * 200), (chosen, b"n" * 200)]
+            + [(b"roll-%d" % n, b"n" * 900) for n in range(6)]
+        ),
         "mirror over": lambda writer: writer.put(chosen, b"n" * 200, LATER_MS, mirror=True),
         "put over mirror": lambda writer: writer.put(chosen, b"n" * 200),
         "delete": lambda writer: writer.delete(chosen),
