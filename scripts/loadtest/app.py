@@ -76,10 +76,14 @@ class Database:
 def make_groups(environment: Mapping[str, str]) -> list[kamacache.Group]:
     """Return the groups that the variables ask for."""
     database = Database(environment)
-    ttl = environment.get(f"{PREFIX}TTL")
+    text = environment.get(f"{PREFIX}TTL")
+    try:
+        ttl = None if text is None else float(text)
+    except ValueError as error:
+        raise ConfigError(f"{PREFIX}TTL is {text!r}; give seconds") from error
     settings: dict[str, Any] = {
         "cache_bytes": environment.get(f"{PREFIX}CACHE_BYTES", "64MiB"),
-        "ttl": None if ttl is None else float(ttl),
+        "ttl": ttl,
     }
     return [
         kamacache.Group("load", getter=database.load, **settings),

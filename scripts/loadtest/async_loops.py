@@ -78,6 +78,8 @@ class AsyncRound:
             turn += 1
             if turn % TURN_OPERATIONS == 0:
                 await asyncio.sleep(0)
+        if not due.exhausted:
+            await self._wait_until(window.end_ns)
         begun_ns = time.monotonic_ns()
         await self._finish(ticker)
         return begun_ns
@@ -114,7 +116,8 @@ class AsyncRound:
         except Exception as raised:
             error = raised
         ended_ns = time.monotonic_ns()
-        recorder.look(ended_ns)
+        if recorder.memory_hits is None:
+            recorder.look(ended_ns)
         if error is None:
             recorder.done(kind, ended_ns - from_ns, keys, found)
         else:
@@ -122,15 +125,18 @@ class AsyncRound:
         return error is None
 
     async def _tick(self) -> None:
-        """Report slots in which nothing ended, and ask memory what it answered."""
+        """Report slots that have ended, also those in which nothing did.
+
+        It asks memory first what it answered, which takes a moment; the requests that end
+        meanwhile wait with their report for this one.
+        """
         recorder = self._recorder
-        if recorder.memory_hits is None:
-            return  # it cannot tell; slots without anything need no report
         while True:
             await asyncio.sleep((recorder.look_ns - time.monotonic_ns()) / 1e9)
-            with contextlib.suppress(Exception):  # a target that is gone is counted by requests
-                recorder.memory_hits = await self._session.memory_hits()
-            await asyncio.sleep(NAP_NS / 1e9)
+            if recorder.memory_hits is not None:
+                with contextlib.suppress(Exception):  # its requests tell what is wrong with it
+                    recorder.memory_hits = await self._session.memory_hits()
+            recorder.look(time.monotonic_ns())
 
     async def _wait_until(self, moment_ns: int) -> int:
         while (now_ns := time.monotonic_ns()) < moment_ns and not self._stop.requested:

@@ -177,6 +177,8 @@ class LoadProcess:
         how = f"with code {code}"
         if code is not None and code < 0:
             how = f"by signal {signal.Signals(-code).name}"
+            if code == -signal.SIGKILL:
+                how += " (was there memory enough?)"
         lines = b"".join(self._stderr).decode(errors="replace").strip().splitlines()
         said = f": {lines[-1][:300]}" if lines else ""
         return f"{self} ended {how}{said}"
@@ -238,6 +240,7 @@ class Gang:
                     if isinstance(answer, Report):
                         heard(member.number, answer)
             except ProcessError as error:
+                self.terminate()  # a round without one of its processes is none
                 if member.killed:
                     return ProcessError(
                         f"{member} did not end in time and was killed: what it had under way is "

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -19,24 +20,31 @@ from scripts.loadtest.arrivals import Arrivals
 from scripts.loadtest.async_loops import AsyncRound
 from scripts.loadtest.histogram import Histogram
 from scripts.loadtest.limits import (
+    BLOCK_OPEN_MAX,
+    BLOCK_OPERATIONS_MAX,
+    CALIBRATION_OPERATIONS,
     CALIBRATION_S,
+    CALIBRATIONS_MAX,
     LOAD_BATCH_BYTES,
     LOAD_BATCH_KEYS,
     LOAD_FAILURES_MAX,
     LOAD_PROGRESS_S,
+    LOAD_TIMEOUTS_MAX,
 )
-from scripts.loadtest.loops import Behind, Due, Lane, Stop, closed_alone, in_threads
+from scripts.loadtest.loops import Behind, Due, Lane, Stop, closed_alone, in_threads, wait_out
 from scripts.loadtest.messages import Answer, Done, Load, Loaded, Plan, Progress, Ready, Run
 from scripts.loadtest.operations import AsyncOperator, Delay, Filling, Operator, parse_mix
 from scripts.loadtest.popularity import TraceSpec, distinct, parse_popularity, read_trace
 from scripts.loadtest.recording import Recorder, Report, Window
 from scripts.loadtest.sizes import Values, parse_sizes
 from scripts.loadtest.targets.base import (
+    TIMEOUT,
     AsyncSession,
     SessionOptions,
     SyncSession,
     Target,
     TargetError,
+    error_class,
     sentence_of,
 )
 from scripts.loadtest.targets.null import AsyncNullSession, NullSession
@@ -116,11 +124,15 @@ class Kit:
         seed = np.random.SeedSequence([self.plan.seed, stream, self.plan.process])
         return Streams(*(np.random.default_rng(child) for child in seed.spawn(5)))
 
-    def round(self, window: Window, prefix: bytes, stream: int) -> Round:
-        """Return what a round draws from."""
+    def round(self, window: Window, prefix: bytes, stream: int, *, endless: bool = False) -> Round:
+        """Return what a round draws from; ``endless``: a trace begins anew at its end."""
         plan, streams = self.plan, self.streams(stream)
         workload = Workload(
-            self._source(prefix, streams), self.mix, plan.batch, random=streams.kinds
+            self._source(prefix, streams, endless=endless or plan.repeat_trace),
+            self.mix,
+            plan.batch,
+            random=streams.kinds,
+            most=BLOCK_OPERATIONS_MAX if plan.rate is None else BLOCK_OPEN_MAX,
         )
         filling = None
         if plan.fill:
@@ -172,10 +184,10 @@ class Kit:
             behind_s=behind.longest_ns / 1e9,
         )
 
-    def _source(self, prefix: bytes, streams: Streams) -> Source:
+    def _source(self, prefix: bytes, streams: Streams, *, endless: bool) -> Source:
         if self.trace is not None:
             keys = self.trace[self.plan.process :: self.plan.processes]
-            return Traced(keys, prefix, again=self.plan.repeat_trace)
+            return Traced(keys, prefix, again=endless)
         drawn = self.popularity.start(self.plan.keys, streams.keys)
         return Drawn(drawn, self._key_names(prefix))
 
@@ -194,27 +206,44 @@ class LoadCount:
         self._told_s = time.monotonic()
         self._stored = 0
         self._failed = 0
+        self._in_a_row = self._late_in_a_row = 0
         self._sentence: str | None = None
 
     def stored(self, keys: int) -> None:
         """Count keys; tell the parent now and then."""
         self._stored += keys
         self._fresh += keys
+        self._in_a_row = self._late_in_a_row = 0
         if time.monotonic() - self._told_s >= LOAD_PROGRESS_S:
-            self._send(Progress(keys=self._fresh))
-            self._fresh, self._told_s = 0, time.monotonic()
+            self._tell()
 
-    def failed(self, keys: int, error: Exception) -> None:
-        """Count keys; raises `TargetError` where it seems useless to go on."""
-        self._failed += keys
+    def failed(self, keys: Sequence[bytes], error: Exception) -> Sequence[bytes]:
+        """Return those to try one by one; the others are counted.
+
+        One value that is too large fails its batch. Raises `TargetError` where it is useless to
+        go on.
+        """
+        late = error_class(error) == TIMEOUT
+        if len(keys) > 1 and not late:
+            return keys
+        self._failed += len(keys)
         self._sentence = self._sentence or sentence_of(error)
-        if not self._stored and self._failed >= LOAD_FAILURES_MAX * keys:
-            raise TargetError(f"no key can be stored: {self._sentence}") from error
+        self._in_a_row += 1
+        self._late_in_a_row += late
+        if self._in_a_row >= LOAD_FAILURES_MAX or self._late_in_a_row >= LOAD_TIMEOUTS_MAX:
+            self._tell()
+            gone = "keys cannot be stored any more" if self._stored else "no key can be stored"
+            raise TargetError(f"{gone}: {sentence_of(error)}") from error
+        return ()
 
     def loaded(self) -> Loaded:
         """Return the closing words."""
-        self._send(Progress(keys=self._fresh))
+        self._tell()
         return Loaded(failed=self._failed, sentence=self._sentence)
+
+    def _tell(self) -> None:
+        self._send(Progress(keys=self._fresh))
+        self._fresh, self._told_s = 0, time.monotonic()
 
 
 class SyncCrew:
@@ -241,14 +270,18 @@ class SyncCrew:
         kit, count = self._kit, LoadCount(self._kit.send)
         values = Values(kit.sizes, kit.streams(0).values)
         operator = Operator(self._sessions[0], values, ttl_s=kit.plan.ttl_s, filling=None)
+        load = operator.read if command.read else operator.store
         for keys in kit.load_batches(command.prefix):
             if kit.stop.requested:
                 break
-            try:
-                (operator.read if command.read else operator.store)(keys)
-                count.stored(len(keys))
-            except Exception as error:
-                count.failed(len(keys), error)
+            waiting = deque([keys])
+            while waiting:
+                tried = waiting.popleft()
+                try:
+                    load(tried)
+                    count.stored(len(tried))
+                except Exception as error:
+                    waiting.extend([key] for key in count.failed(tried, error))
         return count.loaded()
 
     def run(self, command: Run) -> Done:
@@ -285,6 +318,7 @@ class SyncCrew:
         operators = [self._operator(session, drawn) for session in self._sessions]
         lanes = self._make_lanes(self._sessions, operators, recorder)
         in_threads([_bind(lane.run_open, due, behind) for lane in lanes])
+        wait_out(drawn.window, due, self._kit.stop)
         ended_ns = time.monotonic_ns()
         behind.count += due.rest(min(ended_ns, drawn.window.end_ns))
         return ended_ns
@@ -337,14 +371,18 @@ class AsyncCrew:
         kit, count = self._kit, LoadCount(self._kit.send)
         values = Values(kit.sizes, kit.streams(0).values)
         operator = AsyncOperator(self._opened, values, ttl_s=kit.plan.ttl_s, filling=None)
+        load = operator.read if command.read else operator.store
         for keys in kit.load_batches(command.prefix):
             if kit.stop.requested:
                 break
-            try:
-                await (operator.read if command.read else operator.store)(keys)
-                count.stored(len(keys))
-            except Exception as error:
-                count.failed(len(keys), error)
+            waiting = deque([keys])
+            while waiting:
+                tried = waiting.popleft()
+                try:
+                    await load(tried)
+                    count.stored(len(tried))
+                except Exception as error:
+                    waiting.extend([key] for key in count.failed(tried, error))
         return count.loaded()
 
     async def _round(self, command: Run) -> Done:
@@ -363,8 +401,8 @@ class AsyncCrew:
                 behind.count += due.rest(min(begun_ns, window.end_ns))
         finally:
             round_.close()
-        recorder.memory_hits = await session.memory_hits()
         ended_ns = time.monotonic_ns()
+        recorder.memory_hits = await session.memory_hits()
         recorder.report(ended_ns)
         return kit.done(window, behind, ended_ns)
 
@@ -405,24 +443,32 @@ def make_crew(plan: Plan, stop: Stop, send: Send) -> Crew:
 
 
 def _calibrate(kit: Kit, run: Callable[[Round, Recorder], None]) -> tuple[float, float]:
-    """Return what an operation costs without a target, and the latency it then seems to have."""
+    """Return what an operation costs without a target, and the latency it then seems to have.
+
+    The cost is CPU time: other load processes measure themselves at the same time. The first
+    time does not count, in which numpy makes what it makes once.
+    """
     length_ns = int(CALIBRATION_S * 1e9)
     nothing = Window(start_ns=0, end_ns=0, slot_ns=length_ns)
-    ready = kit.round(nothing, CALIBRATION_PREFIX, CALIBRATION_STREAM)
-    ready.workload.block(0.0)  # what is made once is not an operation's cost
-    start_ns = time.monotonic_ns()
-    window = Window(start_ns=start_ns, end_ns=start_ns + length_ns, slot_ns=length_ns)
-    reports: list[Report] = []
-    recorder = Recorder(window, reports.append)
-    run(ready._replace(window=window), recorder)
-    ended_ns = time.monotonic_ns()
-    recorder.report(ended_ns)
-    latencies = Histogram()
-    for report in reports:
-        for packed in report.latencies:
-            latencies.add_packed(packed)
+    drawn = kit.round(nothing, CALIBRATION_PREFIX, CALIBRATION_STREAM, endless=True)
+    latencies, used_ns, operations = Histogram(), 0, 0
+    for turn in range(CALIBRATIONS_MAX):
+        reports: list[Report] = []
+        start_ns, before_ns = time.monotonic_ns(), time.process_time_ns()
+        window = Window(start_ns=start_ns, end_ns=start_ns + length_ns, slot_ns=length_ns)
+        recorder = Recorder(window, reports.append)
+        run(drawn._replace(window=window), recorder)
+        if turn:
+            used_ns += time.process_time_ns() - before_ns
+            operations += recorder.total
+            recorder.report(time.monotonic_ns())
+            for report in reports:
+                for packed in report.latencies:
+                    latencies.add_packed(packed)
+        if operations >= CALIBRATION_OPERATIONS or kit.stop.requested:
+            break
     (clock_us,) = latencies.percentiles_us([50.0])
-    return (ended_ns - start_ns) / 1000 / max(recorder.total, 1), clock_us
+    return used_ns / 1000 / max(operations, 1), clock_us
 
 
 def _bind(method: Callable[..., None], *given: object) -> Callable[[], None]:

@@ -35,6 +35,7 @@ LOADED_BYTES_MAX: Final = 64 << 30  # and their values
 # What a load process does at once.
 BLOCK_OPERATIONS_MIN: Final = 32  # drawn ahead
 BLOCK_OPERATIONS_MAX: Final = 4_096
+BLOCK_OPEN_MAX: Final = 256  # in an open loop: drawing takes a moment, in which one may be due
 BLOCK_S: Final = 0.05  # about how long a block should last: a hot set that moves is seen in time
 BLOCK_BYTES_MAX: Final = 16 << 20  # of values in one block
 OUTSTANDING_MAX: Final = 10_000  # requests of one process under way in an open loop
@@ -42,12 +43,15 @@ OUTSTANDING_BYTES_MAX: Final = 256 << 20  # of the values they carry
 LOAD_BATCH_KEYS: Final = 256  # keys in one message while the keys are stored
 LOAD_BATCH_BYTES: Final = 1 << 20
 LOAD_PROGRESS_S: Final = 0.2  # between two words on how many keys are stored
-LOAD_FAILURES_MAX: Final = 3  # batches that fail before any is stored
+LOAD_FAILURES_MAX: Final = 64  # keys in a row that cannot be stored: the load is given up
+LOAD_TIMEOUTS_MAX: Final = 3  # the same, where each has to be waited for
 ERROR_PAUSE_FIRST_S: Final = 0.001  # after an error in a closed loop; doubled with each further
 ERROR_PAUSE_MAX_S: Final = 0.1
 ERROR_CLASSES_MAX: Final = 32  # told apart; the rest is "other"
 TURN_OPERATIONS: Final = 32  # after which a task lets the others of its loop go on
-CALIBRATION_S: Final = 0.05  # for which a load process measures what it costs itself
+CALIBRATION_S: Final = 0.03  # for which a load process measures what it costs itself
+CALIBRATIONS_MAX: Final = 20  # times, on a busy machine
+CALIBRATION_OPERATIONS: Final = 2_000  # that are enough
 
 # Histograms.
 LATENCY_NS_MAX: Final = 3_600_000_000_000  # what took longer is counted as this
@@ -77,5 +81,6 @@ KILL_WAIT_S: Final = 5.0
 # What is noted under the results.
 GENERATOR_SHARE_NOTED: Final = 0.10  # of an operation's time that was the load test's own
 START_DELAY_SHARE_NOTED: Final = 0.10  # of the median latency that came before the start
+BEHIND_NOTED_S: Final = 0.2  # that a request was due and had not begun
 CLIENT_BUSY_NOTED: Final = 0.9  # of the load processes' time on their processors
 NOTES_MAX: Final = 32

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from scripts.loadtest.arrivals import Arrivals
 from scripts.loadtest.limits import ERROR_PAUSE_FIRST_S, ERROR_PAUSE_MAX_S
 from scripts.loadtest.operations import READ, Keys, Operator
-from scripts.loadtest.recording import Recorder
+from scripts.loadtest.recording import Recorder, Window
 from scripts.loadtest.targets.base import SyncSession
 from scripts.loadtest.timing import sleep_until
 from scripts.loadtest.workload import Operation, Workload
@@ -147,6 +147,7 @@ class Due:
         self._operations = operations
         self._arrivals = arrivals
         self._lock = threading.Lock()
+        self.exhausted = False  # there are no more requests, whatever the time
 
     def next(self) -> tuple[int, int, Keys] | None:
         """Return when, which kind and which keys; None after the end."""
@@ -156,6 +157,7 @@ class Due:
                 return None
             for kind, keys in self._operations:
                 return due_ns, kind, keys
+            self.exhausted = True
             return None
 
     def rest(self, end_ns: int) -> int:
@@ -226,6 +228,14 @@ class Lane:
             else:
                 recorder.failed(kind, ended_ns - from_ns, error)
         return error is None
+
+
+def wait_out(window: Window, due: Due, stop: Stop) -> None:
+    """Wait for the end of a round in which nothing is due any more, if it has one."""
+    while (now_ns := time.monotonic_ns()) < window.end_ns:
+        if due.exhausted or stop.requested:
+            break
+        sleep_until(min(window.end_ns, now_ns + NAP_NS))
 
 
 def in_threads(bodies: Sequence[Callable[[], None]]) -> None:

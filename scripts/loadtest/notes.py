@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from scripts.loadtest import figures
 from scripts.loadtest.histogram import Histogram
 from scripts.loadtest.limits import (
+    BEHIND_NOTED_S,
     CLIENT_BUSY_NOTED,
     GENERATOR_SHARE_NOTED,
     NOTES_MAX,
@@ -58,17 +60,20 @@ def target_notes(
 
 def _open_notes(rounds: Sequence[RoundResult], delays: Histogram, p50_us: float) -> list[str]:
     notes = []
-    behind = sum(found.behind for found in rounds)
-    if behind:
-        late_s = max(found.behind_s for found in rounds)
+    whole = [found for found in rounds if not found.interrupted and found.failed is None]
+    behind = sum(found.behind for found in whole)
+    late_s = max((found.behind_s for found in whole), default=0.0)
+    if behind and late_s >= BEHIND_NOTED_S:
         notes.append(
             f"{behind:,} requests were due and never begun, the oldest of them for {late_s:.1f} s: "
             "the rate is above what the target, or the load test, can take"
         )
+        return notes  # and so all of them began late
     (delay_us,) = delays.percentiles_us([50.0])
     if delays.count and delay_us > START_DELAY_SHARE_NOTED * p50_us:
         notes.append(
-            f"half of the requests began more than {delay_us:,.0f} us after they were due, which "
-            f"is in their latency: for a connection or a processor to be free"
+            f"half of the requests began more than {figures.latency(delay_us)} after they were "
+            "due, which is in their latency: they waited for a processor or a thread of the load "
+            "test"
         )
     return notes

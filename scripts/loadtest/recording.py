@@ -63,7 +63,9 @@ class Recorder:
         self.keys = self.read = self.found = 0
         self.total = 0  # operations without an error, in this round
         self.memory_hits: int | None = None  # as last told, since the process began
-        self._hits_before: int | None = None
+        self._hits_before: int | None = None  # of what was told
+        self._hits_told = 0
+        self._read_told = 0
         self._histograms = [Histogram() for _ in KINDS]
         self._delays = Histogram()
         self._errors: dict[str, int] = {}
@@ -163,11 +165,12 @@ class Recorder:
         self._send(report)
 
     def _fresh_hits(self) -> int | None:
+        """Return what memory answered since the last report, in all never more than was read."""
         if self.memory_hits is None or self._hits_before is None:
             return None
-        # A node that began anew counts from 0 again.
-        fresh = max(self.memory_hits - self._hits_before, 0)
-        # What was told a moment ago, or later, than the keys were counted belongs elsewhere.
-        taken = min(fresh, self.read)
-        self._hits_before = self.memory_hits - (fresh - taken)
-        return taken
+        if self.memory_hits < self._hits_before:  # a node that began anew counts from 0 again
+            self._hits_before = self.memory_hits - self._hits_told
+        self._read_told += self.read
+        told = self._hits_told
+        self._hits_told = max(told, min(self.memory_hits - self._hits_before, self._read_told))
+        return self._hits_told - told

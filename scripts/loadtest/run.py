@@ -230,7 +230,7 @@ class LoadTest:
                 self._rounds.append(result)
             self._view.end(result)
             if result.failed:
-                raise EndOfTestError(result.failed, self._code)
+                raise EndOfTestError(f"{result.target}: {result.failed}", self._code)
 
     async def _load(self, side: Side, prefix: bytes, round_: int) -> None:
         """Store the keys, or let the target load them."""
@@ -258,7 +258,7 @@ class LoadTest:
                     )
             ends = loading.result()
         except ProcessError as error:
-            code = EXIT_DIED if error.target else EXIT_FAILED
+            code = EXIT_DIED if error.target and stored else EXIT_FAILED
             raise EndOfTestError(f"{side.target.name}: {error}", code) from error
         finally:
             view.end(None)
@@ -310,7 +310,7 @@ class LoadTest:
         interrupted = self._stop.is_set()
         elapsed_s = min(max(time.monotonic_ns() - start_ns, 0) / 1e9, seconds)
         if errors and failed is None and not interrupted:
-            failed = f"{side.target.name}: {errors[0]}"
+            failed = str(errors[0])
             self._code = EXIT_DIED if errors[0].target else EXIT_FAILED
         result = RoundResult(
             target=side.target.name,
@@ -330,13 +330,13 @@ class LoadTest:
             behind=sum(end.behind for end in done),
             behind_s=max((end.behind_s for end in done), default=0.0),
             client_cpu_s=tally.cpu_s,
-            generator_us=max((ready.generator_us for ready in side.gang.ready), default=0.0),
+            generator_us=min((ready.generator_us for ready in side.gang.ready), default=0.0),
             interrupted=interrupted,
             failed=failed,
             notes=[str(error) for error in errors],
         )
         if failed and not measured:
-            raise EndOfTestError(failed, self._code)
+            raise EndOfTestError(f"{side.target.name}: {failed}", self._code)
         return result
 
     async def _watch(
@@ -364,8 +364,8 @@ class LoadTest:
             if failed is None and _is_dead(tally, now_s):
                 why = tally.sentences[0] if tally.sentences else "no reason was told"
                 failed = (
-                    f"{side.target.name} has died: for {now_s - tally.success_s:.0f} s every "
-                    f"request ended with an error ({why})"
+                    f"died midway: for {now_s - tally.success_s:.0f} s every request ended with "
+                    f"an error ({why})"
                 )
             if not told and (failed or self._stop.is_set()):
                 told = True
@@ -388,7 +388,7 @@ class LoadTest:
         notes = list(self._notes)
         for side in self._sides:
             rounds = [found for found in self._rounds if found.target == side.target.name]
-            clock_us = max((ready.clock_us for ready in side.gang.ready), default=0.0)
+            clock_us = min((ready.clock_us for ready in side.gang.ready), default=0.0)
             notes += target_notes(
                 side.target.name,
                 rounds,

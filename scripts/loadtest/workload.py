@@ -23,7 +23,7 @@ from scripts.loadtest.popularity import Popularity
 Operation = tuple[int, Keys]
 DIGITS: Final = 10
 _HALF: Final = 100_000
-_KEY_DRAWS_MAX: Final = 1 << 16  # of one block: batches make blocks of fewer operations
+_KEY_DRAWS_MAX: Final = 1 << 13  # of one block: batches make blocks of fewer operations
 
 
 class KeyNames:
@@ -96,12 +96,21 @@ class Traced(Source):
 class Workload:
     """An endless, or a trace's, row of requests. Threads may take turns."""
 
-    def __init__(self, source: Source, mix: Mix, batch: int, random: np.random.Generator) -> None:
+    def __init__(
+        self,
+        source: Source,
+        mix: Mix,
+        batch: int,
+        random: np.random.Generator,
+        most: int = BLOCK_OPERATIONS_MAX,
+    ) -> None:
+        """``most``: requests in one block."""
         self._source = source
         self._batch = batch
         self._reads, self._writes = mix.shares()
         self._random = random
         self._lock = threading.Lock()
+        self._most = max(1, min(most, _KEY_DRAWS_MAX // batch))
         self._count = BLOCK_OPERATIONS_MIN
         self._last_s: float | None = None
 
@@ -142,8 +151,8 @@ class Workload:
             elif took_s > BLOCK_S * 2:
                 self._count //= 2
         self._last_s = at_s
-        most = max(1, min(BLOCK_OPERATIONS_MAX, _KEY_DRAWS_MAX // self._batch))
-        self._count = max(min(self._count, most), min(BLOCK_OPERATIONS_MIN, most))
+        least = min(BLOCK_OPERATIONS_MIN, self._most)
+        self._count = max(min(self._count, self._most), least)
         return self._count
 
 

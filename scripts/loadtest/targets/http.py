@@ -248,4 +248,4 @@ def _check(answer: httpx.Response) -> None:
 
 
 def _said(answer: httpx.Response) -> str:
-    return f"HTTP {answer.status_code}: {answer.text[:300]}"
+    return f"HTTP {answer.status_code}: {answer.text[:300].strip()}"

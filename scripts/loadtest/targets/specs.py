@@ -19,7 +19,7 @@ FORMS: Final = (
 )
 _NAMES: Final = "|".join(SCHEMES)
 # A comma ends a target only where another begins: grpc takes a list of addresses.
-_BETWEEN: Final = re.compile(rf";|,(?=\s*(?:{_NAMES})(?:[:;,]|\s*$))")
+_BETWEEN: Final = re.compile(rf";|,(?=\s*(?:{_NAMES})\s*(?:[:;,]|$))")
 DEFAULTS: Final = {
     "grpc": "127.0.0.1:8001",
     "http": "127.0.0.1:9999",
