@@ -10,11 +10,12 @@ the log has been filled once: both shards then take segments back as they go, an
 enough for several. Targets: each at most 1.8 times what it costs in the small shard. Times are the
 thread's CPU time, which waits for memory count in and other processes do not.
 
-What the difference is made of is measured with four more pairs:
+What the difference is made of is measured with two more pairs:
 
 - one word read at random from the mapping, and one from a table as large as the small shard: what
   a single line that is in no cache costs, page table walk included;
-- the same reads from private memory with and without MADV_HUGEPAGE: how much of it is the walk.
+- the same reads from private memory with and without MADV_HUGEPAGE: how much of it is the walk
+  (in a virtual machine the host's pages count as much, and the two may come out alike).
   Whether the shards' own files can have huge pages is up to
   /sys/kernel/mm/transparent_hugepage/shmem_enabled, which is printed; where it allows them, the
   large shard's gets are timed with MADV_HUGEPAGE too.
@@ -22,7 +23,7 @@ What the difference is made of is measured with four more pairs:
     scripts/bench/big_shard.py [--items N] [--quick] [--rounds N] [--json FILE] [--check]
 
 With --quick the large shard has a million items. Ten million take 1.8 GiB of /dev/shm and as much
-again of RAM for the pages of the comparison; where they are not free it says so and ends.
+again, twice, of RAM for the comparison; where they are not free it says so and ends.
 """
 
 from __future__ import annotations

@@ -26,7 +26,16 @@ from kamacache.cluster.stream import FrameSplitter, pack
 from kamacache.config import GroupSpec
 from kamacache.store import private_shard
 from kamacache.wire.frames import frame
-from kamacache.wire.messages import Get, Set, SetMany, Value, decode_reply, decode_request
+from kamacache.wire.messages import (
+    Answers,
+    Get,
+    Gets,
+    Set,
+    SetMany,
+    Value,
+    decode_reply,
+    decode_request,
+)
 from kamacache.worker.handlers import Handlers, HostedGroup
 from kamacache.worker.pools import GetterThreads
 from kamacache.worker.protocol import Server
@@ -177,3 +186,12 @@ def _cluster(keys: list[bytes]) -> Iterator[HotPath]:
         carried(replies[part], decode_reply)
 
     yield HotPath("peer frame, there and back", len(keys), each(there_and_back, parts))
+    asked = [Gets(group="g", keys=keys[part], id=1, budget_ms=1_000, flags=1) for part in parts]
+    told = [1_000] * BATCH
+    answers = Answers(1, [VALUE] * BATCH, ttls=told, versions=told)
+
+    def together(request: Gets) -> None:
+        carried([request], decode_request)
+        carried([answers], decode_reply)
+
+    yield HotPath(f"peer Gets of {BATCH}, there and back, a key", len(keys), each(together, asked))
