@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from kamacache.store import Answer
 from kamacache.store.entries import EntryLookup
+from kamacache.store.served import ServedReads
 
 
 class Engine(Protocol):
@@ -17,12 +18,12 @@ class Engine(Protocol):
     """
 
     @property
-    def lookup(self) -> Callable[[bytes], Answer]:
-        """Reads memory; never blocks. None: ask a worker."""
+    def served(self) -> ServedReads:
+        """Read memory, with TTL and version; never block. None: ask a worker."""
 
     @property
     def lookup_many(self) -> Callable[[Sequence[bytes]], list[Answer]]:
-        """`lookup` for many keys: one answer each, in order."""
+        """Reads near cache and memory; never blocks. One answer a key, in order."""
 
     @property
     def lookup_entry(self) -> EntryLookup:

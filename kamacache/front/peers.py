@@ -30,7 +30,14 @@ from kamacache.clock import boottime_ms
 from kamacache.cluster.stream import FrameSender, FrameSplitter
 from kamacache.errors import ConfigError, KamaCacheError, to_fields
 from kamacache.front.engine import Engine
-from kamacache.front.splitting import Split, joined_counts, joined_values, like
+from kamacache.front.splitting import (
+    Split,
+    all_values,
+    joined_counts,
+    joined_values,
+    like,
+    whole_values,
+)
 from kamacache.hashing import shard_hash, worker_of
 from kamacache.limits import (
     CALL_TIMEOUT_MAX_S,
@@ -42,7 +49,7 @@ from kamacache.limits import (
     PEER_UNSENT_BYTES_MAX,
 )
 from kamacache.rundir.description import NodeDescription
-from kamacache.store.entries import Entry
+from kamacache.store.served import NO_READS, Told
 from kamacache.v1 import kamacache_pb2 as pb
 from kamacache.wire.frames import FrameError, frame
 from kamacache.wire.messages import (
@@ -337,32 +344,35 @@ class PeerStream:
             return None
         engine = self._servicer.engines.get(request.group)
         # A peek is the worker's: it knows what is a mirror.
-        if engine is not None and not request.flags & PEEK and engine.lookup(key) is not None:
-            # A second read: the first counts the hit and keeps the entry from being evicted.
-            entry = engine.lookup_entry(key)
-            if isinstance(entry, Entry):
-                return Value(request.id, entry.value, entry.ttl_ms or 0, entry.version)
+        if engine is not None and not request.flags & PEEK:
+            told = engine.served.told(key)
+            if isinstance(told, tuple):
+                value, ttl_ms, version = told
+                return Value(request.id, value, ttl_ms, version)
         return self._one(request)
 
     def _get_many(self, request: GetMany) -> Reply | None:
         if request.flags & PEEK:
             raise ConfigError("one key is peeked at, not several", setting="flags")
         engine = self._servicer.engines.get(request.group)
-        found: dict[bytes, Entry] = {}
-        missing: list[bytes] = []
-        for key in dict.fromkeys(request.keys):
-            entry = None
-            readable = engine is not None and key not in self._dropping
-            if engine is not None and readable and engine.lookup(key) is not None:
-                entry = engine.lookup_entry(key)
-            if isinstance(entry, Entry):
-                found[key] = entry
+        served = NO_READS if engine is None else engine.served
+        answers, ttls, versions = served.many_told(request.keys)
+        gone = self._dropping
+        if not gone:
+            whole = whole_values(request, answers, ttls, versions)
+            if whole is not None:
+                return whole
+        found: dict[bytes, Told] = {}
+        missing: dict[bytes, None] = {}
+        for key, value, ttl_ms, version in zip(request.keys, answers, ttls, versions, strict=True):
+            if isinstance(value, bytes) and key not in gone:
+                found[key] = value, ttl_ms, version
             else:
-                missing.append(key)
+                missing[key] = None
         if not missing:
             return joined_values(request, found, [], [])
-        dropping = {self._dropping[key] for key in missing if key in self._dropping}
-        parts = self._servicer.split.gets(request, missing)
+        dropping = {gone[key] for key in missing if key in gone}
+        parts = self._servicer.split.gets(request, list(missing))
         self._begin(request, self._ask_missing(request, found, parts, dropping))
         return None
 
@@ -371,38 +381,28 @@ class PeerStream:
         if request.flags & PEEK:
             raise ConfigError("one key is peeked at, not several", setting="flags")
         engine = self._servicer.engines.get(request.group)
-        entries: list[Entry | None] = [None] * len(request.keys)
-        if engine is not None:
-            entries = self._entries(engine, request.keys)
-        found = [index for index, entry in enumerate(entries) if entry is not None]
-        if len(found) < len(entries) or not found:
-            self._begin(request, self._ask_each_of(request, entries))
-        if not found:
-            return None
-        hits = [entry for entry in entries if entry is not None]
-        reply = Answers(
-            request.id,
-            [entry.value for entry in hits],
-            [] if len(hits) == len(entries) else found,
-            [],
-            [entry.ttl_ms or 0 for entry in hits],
-            [entry.version for entry in hits],
-        )
-        for part in in_frames(reply):
-            self._put(part)
-        return None
-
-    def _entries(self, engine: Engine, keys: Sequence[bytes]) -> list[Entry | None]:
-        entries: list[Entry | None] = []
-        lookup, lookup_entry = engine.lookup, engine.lookup_entry
+        served = NO_READS if engine is None else engine.served
+        keys = request.keys
+        answers, ttls, versions = served.many_told(keys)
         dropping = self._dropping
-        for key in keys:
-            entry = None
-            # A second read: the first counts the hit and keeps the entry from being evicted.
-            if key not in dropping and lookup(key) is not None:
-                entry = lookup_entry(key)
-            entries.append(entry if isinstance(entry, Entry) else None)
-        return entries
+        found: list[int] = []  # as in `Answers.at`: empty where all were
+        if dropping or not all_values(answers):
+            found = [
+                index
+                for index, key in enumerate(keys)
+                if isinstance(answers[index], bytes) and key not in dropping
+            ]
+            if len(found) < len(keys):
+                missing = sorted({*range(len(keys))}.difference(found))
+                self._begin(request, self._ask_each_of(request, missing))
+            answers = [answers[index] for index in found]
+            ttls = [ttls[index] for index in found]
+            versions = [versions[index] for index in found]
+        if answers:
+            values = cast("list[bytes | None]", answers)
+            for part in in_frames(Answers(request.id, values, found, [], ttls, versions)):
+                self._put(part)
+        return None
 
     # -- answered by the workers -----------------------------------------------------------
 
@@ -474,9 +474,8 @@ class PeerStream:
         budget_s = min(request.budget_ms / 1000, CALL_TIMEOUT_MAX_S)
         return await self._servicer.workers[shard].ask(request, time.monotonic() + budget_s)
 
-    async def _ask_each_of(self, request: Gets, entries: Sequence[Entry | None]) -> None:
-        """Ask the workers for the keys that have no entry, and answer as they do."""
-        missing = [index for index, entry in enumerate(entries) if entry is None]
+    async def _ask_each_of(self, request: Gets, missing: Sequence[int]) -> None:
+        """Ask the workers for the keys at these places, and answer as they do."""
         keys = request.keys
         if self._dropping:
             dropping = {
@@ -531,7 +530,7 @@ class PeerStream:
     async def _ask_missing(
         self,
         request: GetMany,
-        found: Mapping[bytes, Entry],
+        found: Mapping[bytes, Told],
         parts: Sequence[tuple[int, GetMany]],
         dropping: Collection[asyncio.Task[None]],
     ) -> Reply:

@@ -44,9 +44,13 @@ class FrontServer:
             # A peer's link is a call for as long as it stands.
             maximum_concurrent_rpcs=settings.calls_max + (PEER_STREAMS_MAX if peers else 0),
         )
+        handlers = CacheServicer(engines, settings, membership).handlers()
+        # Both, as the generated code does: callers of a method that was registered are passed on
+        # without a search, and others may still spell its name.
         self._server.add_generic_rpc_handlers(
-            (CacheServicer(engines, settings, membership).handler(),)
+            (grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),)
         )
+        self._server.add_registered_method_handlers(SERVICE.full_name, handlers)
         if peers is not None:
             self._server.add_generic_rpc_handlers((peers.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from types import NoneType
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -32,6 +31,7 @@ from kamacache.errors import (
 from kamacache.front.engine import Engine
 from kamacache.front.settings import FrontSettings
 from kamacache.limits import CALL_TIMEOUT_MAX_S, KEY_BYTES_MAX, TTL_MS_MAX
+from kamacache.store import Negative
 from kamacache.store.entries import Entry
 from kamacache.v1 import kamacache_pb2 as pb
 
@@ -60,8 +60,8 @@ class CacheServicer:
         self._logged_s = float("-inf")
         self._unlogged = 0
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        """Return the service, ready to be added to a server of grpc.aio."""
+    def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        """Return the handler of each method, by its name."""
         methods: dict[str, Handle] = {
             "Get": self.get,
             "Set": self.set,
@@ -72,27 +72,31 @@ class CacheServicer:
             "Stats": self.stats,
             "Members": self.members,
         }
-        return grpc.method_handlers_generic_handler(
-            SERVICE.full_name,
-            {
-                method.name: grpc.unary_unary_rpc_method_handler(
-                    self._guarded(methods[method.name]),
-                    request_deserializer=GetMessageClass(method.input_type).FromString,
-                    response_serializer=GetMessageClass(method.output_type).SerializeToString,
-                )
-                for method in SERVICE.methods
-            },
-        )
+        return {
+            method.name: grpc.unary_unary_rpc_method_handler(
+                self._guarded(methods[method.name]),
+                request_deserializer=GetMessageClass(method.input_type).FromString,
+                response_serializer=GetMessageClass(method.output_type).SerializeToString,
+            )
+            for method in SERVICE.methods
+        }
 
     async def get(self, request: pb.GetRequest, context: Any) -> pb.GetResponse:
         """Answer one key."""
         engine = self._engines.get(request.group) or self._no_group(request.group)
         key = request.key
-        value = engine.lookup(key)
+        told = engine.served.told(key)
+        if told is None:
+            return await self._loaded(engine, key, context)
+        if isinstance(told, Negative):
+            return pb.GetResponse()
+        value, ttl_ms, version = told
+        return pb.GetResponse(found=True, value=value, ttl_ms=ttl_ms or None, version=version)
+
+    async def _loaded(self, engine: Engine, key: bytes, context: Any) -> pb.GetResponse:
+        _check_key(key)
+        value = await engine.aget(key, self._deadline_s(context))
         if value is None:
-            _check_key(key)
-            value = await engine.aget(key, self._deadline_s(context))
-        if not isinstance(value, bytes):
             return pb.GetResponse()
         entry = engine.lookup_entry(key)
         # The value may have been replaced, expired or evicted since: then its TTL is not told.
@@ -119,32 +123,45 @@ class CacheServicer:
         """Answer many keys: those in memory at once, the rest in one call to the workers."""
         engine = self._engines.get(request.group) or self._no_group(request.group)
         keys = self._checked(request.keys)
-        # A list, since one key may be asked for twice; None is replaced or stays a miss.
         values: list[Any] = []
-        kinds: set[type] = set()
         held_bytes = 0
+        complete = True
         for start in range(0, len(keys), SLICE_KEYS):
             found: list[Any] = engine.lookup_many(keys[start : start + SLICE_KEYS])
-            kinds.update(map(type, found))
-            held_bytes += sum(map(len, found)) if kinds == {bytes} else _bytes_of(found)
+            try:
+                held_bytes += sum(map(len, found))
+            except TypeError:  # not all are bytes
+                complete = False
+                held_bytes += _bytes_of(found)
             self._check_reply_bytes(held_bytes)
             values += found
-        if NoneType in kinds:
-            asked = list(dict.fromkeys(k for k, v in zip(keys, values, strict=True) if v is None))
-            for key in asked:
-                _check_key(key)
-            loaded = await engine.aget_many(asked, self._deadline_s(context))
-            values = [loaded.get(k) if v is None else v for k, v in zip(keys, values, strict=True)]
-            self._check_reply_bytes(_bytes_of(values))
         missing: list[int] = []
-        if kinds != {bytes}:
-            missing = [i for i, value in enumerate(values) if not isinstance(value, bytes)]
+        if not complete:
+            values = await self._completed(engine, keys, values, context)
+            missing = [i for i, value in enumerate(values) if value is None]
             for i in missing:
                 values[i] = b""
         reply = pb.BatchGetResponse(values=values, missing=missing)
         if request.meta:
             _add_meta(reply, engine, keys, values)
         return reply
+
+    async def _completed(
+        self, engine: Engine, keys: list[bytes], answers: list[Any], context: Any
+    ) -> list[bytes | None]:
+        """Return a value a key, None where there is none; what memory did not answer is asked."""
+        asked = dict.fromkeys(k for k, v in zip(keys, answers, strict=True) if v is None)
+        loaded: dict[bytes, bytes] = {}
+        if asked:
+            for key in asked:
+                _check_key(key)
+            loaded = await engine.aget_many(list(asked), self._deadline_s(context))
+        # A list, since one key may be asked for twice; NEGATIVE becomes None, as a miss does.
+        values = [
+            v if isinstance(v, bytes) else loaded.get(k) for k, v in zip(keys, answers, strict=True)
+        ]
+        self._check_reply_bytes(_bytes_of(values))
+        return values
 
     async def batch_set(self, request: pb.BatchSetRequest, context: Any) -> pb.BatchSetResponse:
         """Store many values; of a key that comes twice the last one holds."""

@@ -7,12 +7,13 @@ where a worker's own was cut, and never before the first key; the peer's link as
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from kamacache.errors import KamaCacheError, to_fields
 from kamacache.hashing import shard_hash, worker_of
 from kamacache.limits import FRAME_BYTES_MAX, KEY_BYTES_MAX
-from kamacache.store.entries import Entry
+from kamacache.store import Answer
+from kamacache.store.served import Told
 from kamacache.wire.messages import (
     PAYLOAD_SLACK_BYTES,
     DeleteMany,
@@ -36,7 +37,7 @@ MESSAGE_CHAR_BYTES: Final = 4  # of an error's message, in UTF-8 at most
 NOTHING: Final = Value(0, None)
 
 R = TypeVar("R", bound=Request)
-Told = Value | KeyFailure  # of one key; indexes and ids are those of a part
+OneReply = Value | KeyFailure  # of one key; indexes and ids are those of a part
 
 
 class Split:
@@ -118,18 +119,38 @@ def joined_counts(request: Request, replies: Sequence[Reply | KamaCacheError]) -
     return Done(request.id, count, version)
 
 
+def all_values(answers: Sequence[Answer]) -> bool:
+    """Tell whether every key had a value."""
+    try:
+        sum(map(len, answers))  # type: ignore[arg-type] # what is no value has no length
+    except TypeError:
+        return False
+    return True
+
+
+def whole_values(
+    request: GetMany, answers: Sequence[Answer], ttls: list[int], versions: list[int]
+) -> Values | None:
+    """Return what memory had as the reply, if it had a value for every key and they fit."""
+    try:
+        size_bytes = sum(map(len, answers))  # type: ignore[arg-type]
+    except TypeError:  # one is no value
+        return None
+    if size_bytes + PER_VALUE_BYTES * len(answers) > REPLY_BYTES_MAX:
+        return None
+    return Values(request.id, cast("list[bytes | None]", answers), [], ttls, versions)
+
+
 def joined_values(
     request: GetMany,
-    found: Mapping[bytes, Entry],
+    found: Mapping[bytes, Told],
     parts: Sequence[GetMany],
     replies: Sequence[Reply | KamaCacheError],
 ) -> Reply:
     """Return what memory had and what the workers answered, in the order of the keys."""
     if parts and not found and all(not isinstance(r, Value | Values) for r in replies):
         return _failure(request.id, replies[0])
-    told: dict[bytes, Told] = {
-        key: Value(0, entry.value, entry.ttl_ms or 0, entry.version) for key, entry in found.items()
-    }
+    told: dict[bytes, OneReply] = {key: Value(0, *entry) for key, entry in found.items()}
     for part, reply in zip(parts, replies, strict=True):
         _tell(told, part, reply)
     whole = Values(request.id, [], [], [], [])
@@ -156,7 +177,7 @@ def joined_values(
     return whole
 
 
-def _tell(told: dict[bytes, Told], part: GetMany, reply: Reply | KamaCacheError) -> None:
+def _tell(told: dict[bytes, OneReply], part: GetMany, reply: Reply | KamaCacheError) -> None:
     """Take one worker's answer."""
     if isinstance(reply, Values):
         meta = len(reply.ttls) == len(reply.versions) == len(reply.values)

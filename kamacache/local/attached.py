@@ -45,6 +45,7 @@ from kamacache.local.mapping import DIRECT_READS, NodeMapping
 from kamacache.store import Answer, Arena, Geometry, Lookup, NearCache, Negative, check_value_size
 from kamacache.store.entries import Entry, EntryLookup
 from kamacache.store.near import NEAR_CACHE_BYTES, NEAR_CACHE_ITEMS
+from kamacache.store.served import NO_READS, ServedReads
 from kamacache.wire.messages import Delete, Get, Reply, Set, Stats
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _nothing(key: str | bytes) -> Answer:
 class _Bound:
     """A group in one mapping: what changes when the node is started anew."""
 
-    __slots__ = ("entry", "geometry", "lookup", "mapping", "near", "reads", "spec")
+    __slots__ = ("entry", "geometry", "lookup", "mapping", "near", "reads", "served", "spec")
 
     def __init__(
         self,
@@ -83,9 +84,10 @@ class _Bound:
         ends = None if user is None else user.get_ends
         self.lookup: Lookup = mapping.lookup(name, self.near, renewed, ends)
         self.entry: EntryLookup = mapping.entry_lookup(name)
+        self.served: ServedReads = mapping.served_reads(name, renewed)
         self.geometry: Geometry = mapping.arenas(name)[0].geometry
         mapping.counters()  # while they can be opened: counting must not fail later
-        self.reads = UnpublishedReads(self.lookup)
+        self.reads = UnpublishedReads(self.lookup.counts, self.served.counts)
 
     def check_sizes(self, items: Mapping[bytes, bytes]) -> None:
         """Raise `ValueTooLargeError` where one of several values is too large."""
@@ -142,6 +144,12 @@ class AttachedEngine:
         """Read memory, with TTL and version; counts nothing, touches nothing."""
         bound = self._bound
         return bound.entry(key) if bound is not None and DIRECT_READS else None
+
+    @property
+    def served(self) -> ServedReads:
+        """Memory only, for whoever answers others."""
+        bound = self._bound
+        return bound.served if bound is not None and DIRECT_READS else NO_READS
 
     # -- one key ---------------------------------------------------------------------------
 
@@ -326,7 +334,7 @@ class AttachedEngine:
 
     def _stats(self, bound: _Bound, replies: Sequence[Reply | KamaCacheError]) -> dict[str, Any]:
         self.flush()
-        return group_stats(self._name, bound.mapping, replies, lookup=bound.lookup, near=bound.near)
+        return group_stats(self._name, bound.mapping, replies, reads=bound.reads, near=bound.near)
 
     def arenas(self) -> Sequence[Arena]:
         """Return the group's shards as this process maps them; for diagnosis."""

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from kamacache.errors import KamaCacheError
 from kamacache.limits import COUNTER_FLUSH_S
 from kamacache.local.mapping import NodeMapping
-from kamacache.store import Lookup, NearCache
+from kamacache.store import NearCache
 from kamacache.wire.messages import Reply, StatsReply
 
 _OWN: Final = ("near_hits", "memory_hits", "negative_hits")
@@ -32,23 +32,27 @@ _RENAMED: Final = {  # what a worker says, as single-instance mode says it
 class UnpublishedReads:
     """The hits that a lookup counted and that are not in this process's counter slot yet."""
 
-    __slots__ = ("_lookup", "_published")
+    __slots__ = ("_counts", "_published")
 
-    def __init__(self, lookup: Lookup) -> None:
-        """Count from now on."""
-        self._lookup = lookup
-        self._published = lookup.counts()
+    def __init__(self, *counts: Callable[[], tuple[int, int, int]]) -> None:
+        """Count from now on what these tell together."""
+        self._counts = counts
+        self._published = self.seen()
+
+    def seen(self) -> tuple[int, ...]:
+        """Return near, memory and negative hits of this process so far."""
+        return tuple(map(sum, zip(*(counts() for counts in self._counts), strict=True)))
 
     def take(self) -> tuple[int, ...]:
         """Return near, memory and negative hits since the last time."""
-        reads = self._lookup.counts()
+        reads = self.seen()
         fresh = tuple(now - before for now, before in zip(reads, self._published, strict=True))
         self._published = reads
         return fresh
 
     def forget(self) -> None:
         """Publish nothing of what was counted so far."""
-        self._published = self._lookup.counts()
+        self._published = self.seen()
 
 
 class GroupCounts:
@@ -94,7 +98,7 @@ def group_stats(
     mapping: NodeMapping,
     replies: Sequence[Reply | KamaCacheError],
     *,
-    lookup: Lookup,
+    reads: UnpublishedReads,
     near: NearCache | None,
 ) -> dict[str, Any]:
     """Return a group's numbers: counters, what the workers said, what this process keeps."""
@@ -123,7 +127,7 @@ def group_stats(
         "capacity_bytes": sum(arena.geometry.total_bytes for arena in arenas),
         "value_bytes_max": arenas[0].geometry.value_bytes_max,
         # Of this process alone, in the node's present life.
-        "own": dict(zip(_OWN, lookup.counts(), strict=True)),
+        "own": dict(zip(_OWN, reads.seen(), strict=True)),
         "near_items": len(near.entries) if near else 0,
         "near_bytes": near.bytes if near else 0,
     }

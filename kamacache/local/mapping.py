@@ -33,6 +33,7 @@ from kamacache.store import (
     touch_of,
 )
 from kamacache.store.entries import EntryLookup, make_entry_lookup
+from kamacache.store.served import ServedReads, make_served_reads
 
 log = logging.getLogger("kamacache.local")
 
@@ -107,6 +108,16 @@ class NodeMapping:
             self.arenas(group),
             hash_seed=self.description.hash_seed,
             serve_until=self.control.words[SERVE_UNTIL : SERVE_UNTIL + 1],
+        )
+
+    def served_reads(self, group: str, renewed: Callable[[], None] | None) -> ServedReads:
+        """Return a group's reads for whoever answers others."""
+        return make_served_reads(
+            self.arenas(group),
+            hash_seed=self.description.hash_seed,
+            touch=touch_of(self.spec(group).eviction),
+            serve_until=self.control.words[SERVE_UNTIL : SERVE_UNTIL + 1],
+            renewed=renewed,
         )
 
     def count(self, group: str, increments: Sequence[int]) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 from kamacache.clock import boottime_ms
 from kamacache.config import GroupSpec
 from kamacache.errors import DeadlineExceededError
-from kamacache.store import private_shard
+from kamacache.store import private_shard, touch_of
 from kamacache.store.entries import make_entry_lookup
+from kamacache.store.served import make_served_reads
 
 Getter = Callable[[bytes], Awaitable[bytes | None]]
 
@@ -26,9 +27,10 @@ class ShardEngine:
         self.name = name
         self.getter = getter
         self.writer, plain = private_shard(GroupSpec(name=name, cache_bytes=4 << 20))
-        self.lookup = plain.get
+        arenas, seed = (self.writer.arena,), self.writer._seed
         self.lookup_many = plain.many
-        self.lookup_entry = make_entry_lookup((self.writer.arena,), hash_seed=self.writer._seed)
+        self.served = make_served_reads(arenas, hash_seed=seed, touch=touch_of("lru"))
+        self.lookup_entry = make_entry_lookup(arenas, hash_seed=seed)
         self.loads: list[bytes] = []
         self.deadlines_s: list[float | None] = []
 

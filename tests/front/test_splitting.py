@@ -8,9 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kamacache.errors import NodeUnavailableError
-from kamacache.front.splitting import REPLY_BYTES_MAX, Split, joined_counts, joined_values
+from kamacache.front.splitting import (
+    PER_VALUE_BYTES,
+    REPLY_BYTES_MAX,
+    Split,
+    joined_counts,
+    joined_values,
+    whole_values,
+)
 from kamacache.hashing import shard_hash, worker_of
-from kamacache.store.entries import Entry
+from kamacache.store import NEGATIVE
 from kamacache.wire.messages import (
     FROM_PEER,
     DeleteMany,
@@ -86,7 +93,7 @@ def test_values_are_joined_up_to_the_first_key_that_was_not_answered(
     keys: list[bytes], in_memory: set[bytes], answered: list[int]
 ) -> None:
     request = GetMany(group="g", keys=keys, id=8)
-    found = {k: Entry(b"m" + k, None, 1) for k in keys if k in in_memory}
+    found = {k: (b"m" + k, 0, 1) for k in keys if k in in_memory}
     missing = [k for k in dict.fromkeys(keys) if k not in found]
     parts = SPLIT.gets(request, missing)
     replies: list[Reply] = []
@@ -120,11 +127,11 @@ def test_values_are_joined_up_to_the_first_key_that_was_not_answered(
 
 def test_values_that_do_not_fit_into_a_frame_are_left_out_but_never_the_first() -> None:
     half = bytes(REPLY_BYTES_MAX // 2)
-    found = {key: Entry(half, None, 1) for key in (b"1", b"2", b"3")}
+    found = dict.fromkeys((b"1", b"2", b"3"), (half, 0, 1))
     whole = joined_values(GetMany(keys=[b"1", b"2", b"3"], group="g"), found, [], [])
     assert isinstance(whole, Values)
     assert len(whole.values) == 1
-    found = {b"1": Entry(half + half, None, 1)}
+    found = {b"1": (half + half, 0, 1)}
     whole = joined_values(GetMany(keys=[b"1"], group="g"), found, [], [])
     assert isinstance(whole, Values)
     assert len(whole.values) == 1
@@ -134,7 +141,7 @@ def test_a_worker_that_fails_fails_its_own_keys_alone() -> None:
     request = GetMany(group="g", keys=[b"1", b"2"], id=3)
     parts = [GetMany(keys=[b"2"])]
     gone = NodeUnavailableError("gone", shard=0)
-    whole = joined_values(request, {b"1": Entry(b"v", 9, 1)}, parts, [gone])
+    whole = joined_values(request, {b"1": (b"v", 9, 1)}, parts, [gone])
     assert isinstance(whole, Values)
     assert whole.values == [b"v", None]
     assert [(f.index, f.kind) for f in whole.errors] == [(1, "NodeUnavailableError")]
@@ -147,3 +154,15 @@ def test_one_value_that_answers_for_a_batch_is_that_of_its_first_key() -> None:
     request = GetMany(group="g", keys=[b"1", b"2"])
     whole = joined_values(request, {}, [GetMany(keys=[b"1", b"2"])], [Value(0, b"large", 3, 4)])
     assert whole == Values(0, [b"large"], [], [3], [4])
+
+
+def test_what_memory_had_whole_is_the_reply_unless_it_is_too_long() -> None:
+    request = GetMany(group="g", keys=[b"1", b"2", b"1"], id=3)
+    whole = whole_values(request, [b"a", b"", b"a"], [5, 0, 5], [7, 8, 7])
+    assert whole == Values(3, [b"a", b"", b"a"], [], [5, 0, 5], [7, 8, 7])
+    for answer in (None, NEGATIVE):
+        assert whole_values(request, [b"a", answer, b"a"], [0] * 3, [0] * 3) is None
+    half = bytes(REPLY_BYTES_MAX // 2 - PER_VALUE_BYTES)
+    two = GetMany(group="g", keys=[b"1", b"2"])
+    assert whole_values(two, [half, half], [0, 0], [1, 1]) is not None
+    assert whole_values(two, [half, half + b"..."], [0, 0], [1, 1]) is None
