@@ -57,7 +57,10 @@ class FrontSettings:
                 )
 
     def server_options(self) -> list[tuple[str, Any]]:
-        """Return the options of the gRPC server."""
+        """Return the options of the gRPC server.
+
+        All are bounds: no argument that was tried makes it faster (docs/grpc-settings.md).
+        """
         return [
             ("grpc.so_reuseport", 1),  # all fronts of the node bind one port
             ("grpc.max_receive_message_length", self.message_bytes_max),
