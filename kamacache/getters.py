@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, Protocol, runtime_checkable
 
 from kamacache.config import GroupSpec
 from kamacache.errors import ConfigError, KeyTooLongError, LoadError
@@ -71,6 +71,10 @@ class Loadable(Protocol):
         """Run ``on_worker_stop``; likewise."""
 
 
+_STR: Final = frozenset({str})
+_BYTES: Final = frozenset({bytes})
+
+
 def key_bytes(key: Key) -> bytes:
     """Return a key's bytes, checked.
 
@@ -96,6 +100,23 @@ def key_bytes(key: Key) -> bytes:
             key_bytes=len(data),
             limit_bytes=KEY_BYTES_MAX,
         )
+    return data
+
+
+def keys_bytes(keys: Iterable[Key]) -> list[bytes]:
+    """Return the bytes of several keys, checked as by `key_bytes`; many at the cost of few."""
+    several = list(keys)
+    kinds = set(map(type, several))
+    if kinds == _STR:
+        try:
+            data = list(map(str.encode, several))  # type: ignore[arg-type]
+        except UnicodeEncodeError:
+            data = []
+    else:
+        data = several if kinds == _BYTES else []  # type: ignore[assignment]
+    lengths = set(map(len, data))
+    if not lengths or min(lengths) < 1 or max(lengths) > KEY_BYTES_MAX:
+        return [key_bytes(key) for key in several]  # says what is wrong with one
     return data
 
 

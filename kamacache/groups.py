@@ -34,13 +34,14 @@ from kamacache.errors import (
     KeyNotFoundError,
     LoadError,
 )
-from kamacache.getters import Getter, GetterFunction, Hook, Key, Loaded, key_bytes
+from kamacache.getters import Getter, GetterFunction, Hook, Key, Loaded, key_bytes, keys_bytes
 from kamacache.limits import LOAD_THREADS, LOAD_TIMEOUT_S
 from kamacache.local import engine as engines
 from kamacache.local.engine import Engine
 from kamacache.store.near import NEAR_CACHE_BYTES, NEAR_CACHE_ITEMS
 from kamacache.store.reader import NEGATIVE, Answer, GetEnds
 
+_BYTES: Final = frozenset({bytes})
 K = TypeVar("K", str, bytes, str | bytes)
 Items = Mapping[str, Any] | Mapping[bytes, Any] | Mapping[Key, Any]  # a Mapping's key is invariant
 
@@ -72,10 +73,13 @@ class _Timed:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, DeadlineExceededError):
-            if error.timeout_s is None:
-                given = self._timeout_s
-                error.timeout_s = self._group.spec.load_timeout_s if given is None else given
-            error.group = error.group or self._group.spec.name
+            self.tell(error)
+
+    def tell(self, error: DeadlineExceededError) -> None:
+        if error.timeout_s is None:
+            given = self._timeout_s
+            error.timeout_s = self._group.spec.load_timeout_s if given is None else given
+        error.group = error.group or self._group.spec.name
 
 
 class Group:
@@ -136,6 +140,7 @@ class Group:
         self._codec = codecs.resolve(codec)
         self._encode = codecs.encoder(self._codec)
         self._decode = codecs.decoder(self._codec)
+        self._plain = type(self._codec) is codecs.BytesCodec  # bytes are kept as they are
         self._getter = Getter(str(name), getter, getter_many, self._encode)
         check_callable("on_worker_start", on_worker_start)
         check_callable("on_worker_stop", on_worker_stop)
@@ -245,10 +250,14 @@ class Group:
         Whoever asks after this call has returned gets this value or a later one. Raises what the
         codec raises for a value that it cannot take (TypeError), `ValueTooLargeError`.
         """
-        engine = self._started()
-        deadline_s = self._deadline_s(timeout)
-        with _Timed(self, timeout):
-            engine.set(key_bytes(key), self._encode(value), seconds_to_ms(ttl, "ttl"), deadline_s)
+        engine = self._engine or self._started()
+        deadline_s = None if timeout is None else self._deadline_s(timeout)
+        ttl_ms = None if ttl is None else seconds_to_ms(ttl, "ttl")
+        try:  # as `_Timed`, at the cost of nothing
+            engine.set(key_bytes(key), self._encode(value), ttl_ms, deadline_s)
+        except DeadlineExceededError as error:
+            _Timed(self, timeout).tell(error)
+            raise
 
     async def aset(
         self, key: Key, value: Any, *, ttl: float | None = None, timeout: float | None = None
@@ -484,7 +493,10 @@ class Group:
     def _encoded(self, items: Items) -> dict[bytes, bytes]:
         if not isinstance(items, Mapping):
             raise TypeError(f"set_many takes a dict, not {type(items).__name__}")
-        return {key_bytes(key): self._encode(value) for key, value in items.items()}
+        values: Iterable[Any] = items.values()
+        if not self._plain or not set(map(type, values)) <= _BYTES:
+            values = map(self._encode, values)
+        return dict(zip(keys_bytes(items), values, strict=True))
 
     def _look_up_many(self, keys: Iterable[K]) -> tuple[dict[K, Any], dict[bytes, list[K]]]:
         """Return the values that memory holds, and the other keys as given, by their bytes."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kamacache.codecs import encoder, resolve
 from kamacache.errors import ConfigError, KeyNotFoundError, KeyTooLongError, LoadError
-from kamacache.getters import Getter, is_async_callable, key_bytes, key_for_getter
+from kamacache.getters import Getter, is_async_callable, key_bytes, key_for_getter, keys_bytes
 from kamacache.limits import KEY_BYTES_MAX
 
 
@@ -63,6 +63,32 @@ def test_a_getter_is_given_str_exactly_where_the_bytes_are_utf8(data: bytes) -> 
     except UnicodeDecodeError:
         assert given_key == data
     assert key_bytes(given_key) == data
+
+
+class Shout(bytes):
+    """A key that the store must not meet: its hash is not that of its bytes."""
+
+    def __hash__(self) -> int:
+        return 7
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [[], ["a", "b"], [b"a", b"b"], ["a", b"b"], [Shout(b"a"), b"b"], ["x" * KEY_BYTES_MAX]],
+)
+def test_the_bytes_of_several_keys_are_those_of_each(keys: list[Any]) -> None:
+    assert keys_bytes(keys) == [key_bytes(key) for key in keys]
+    assert {type(data) for data in keys_bytes(keys)} <= {bytes}
+
+
+@pytest.mark.parametrize("wrong", ["", b"", "x" * (KEY_BYTES_MAX + 1), "a\udc80", 5])
+@pytest.mark.parametrize("other", ["a", b"a"])
+def test_one_wrong_key_among_several_is_the_error_it_is_alone(wrong: Any, other: Any) -> None:
+    with pytest.raises((TypeError, ValueError)) as alone:
+        key_bytes(wrong)
+    with pytest.raises(type(alone.value)) as caught:
+        keys_bytes([other, wrong])
+    assert str(caught.value) == str(alone.value)
 
 
 def test_a_getter_gets_the_key_and_its_value_is_encoded() -> None:

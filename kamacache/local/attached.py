@@ -21,7 +21,10 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
+
+from xxhash import xxh3_64_intdigest
 
 from kamacache import calls
 from kamacache.config import GroupSpec
@@ -39,7 +42,7 @@ from kamacache.local.batching import (
 from kamacache.local.counting import GroupCounts, UnpublishedReads, group_stats
 from kamacache.local.engine import EngineUser
 from kamacache.local.exchange import count_of, nest, value_of
-from kamacache.local.link import call_all
+from kamacache.local.link import WorkerLinks, call_all
 from kamacache.local.loads import FallbackLoader
 from kamacache.local.mapping import DIRECT_READS, NodeMapping
 from kamacache.store import Answer, Arena, Geometry, Lookup, NearCache, Negative, check_value_size
@@ -64,7 +67,19 @@ def _nothing(key: str | bytes) -> Answer:
 class _Bound:
     """A group in one mapping: what changes when the node is started anew."""
 
-    __slots__ = ("entry", "geometry", "lookup", "mapping", "near", "reads", "served", "spec")
+    __slots__ = (
+        "entry",
+        "geometry",
+        "links",
+        "lookup",
+        "mapping",
+        "near",
+        "reads",
+        "seed",
+        "served",
+        "spec",
+        "value_bytes_sure",
+    )
 
     def __init__(
         self,
@@ -86,15 +101,22 @@ class _Bound:
         self.entry: EntryLookup = mapping.entry_lookup(name)
         self.served: ServedReads = mapping.served_reads(name, renewed)
         self.geometry: Geometry = mapping.arenas(name)[0].geometry
+        self.value_bytes_sure = self.geometry.value_bytes_beside(KEY_BYTES_MAX)
+        self.links = mapping.links
+        self.seed = mapping.description.hash_seed
         mapping.counters()  # while they can be opened: counting must not fail later
         self.reads = UnpublishedReads(self.lookup.counts, self.served.counts)
 
     def check_sizes(self, items: Mapping[bytes, bytes]) -> None:
         """Raise `ValueTooLargeError` where one of several values is too large."""
-        longest = max(map(len, items.values()), default=0)
-        if longest > self.geometry.value_bytes_beside(KEY_BYTES_MAX):
+        if max(map(len, items.values()), default=0) > self.value_bytes_sure:
             for key, value in items.items():
                 check_value_size(self.spec.name, self.geometry, key, value)
+
+    def links_of(self, key: bytes) -> WorkerLinks:
+        """Return the connections to the worker that owns a key."""
+        # `worker_of`, spelled out: a set is a few microseconds of Python, and calls most of them.
+        return self.links[(xxh3_64_intdigest(key, self.seed) >> 48) * len(self.links) >> 16]
 
 
 class AttachedEngine:
@@ -162,7 +184,7 @@ class AttachedEngine:
             return _known(found)
         request, until_s = self._get_request(key, bound, deadline_s)
         try:
-            reply = bound.mapping.links[self._shard(key, bound)].call(request, until_s)
+            reply = bound.links_of(key).call(request, until_s)
         except NodeUnavailableError as error:
             return self._loader(error).get(key, deadline_s)
         return value_of(reply)
@@ -193,10 +215,12 @@ class AttachedEngine:
     def set(self, key: bytes, value: bytes, ttl_ms: int | None, deadline_s: float | None) -> None:
         """Keep a value; returns when the worker has stored it."""
         bound, until_s = self._for_write(deadline_s)
-        check_value_size(self._name, bound.geometry, key, value)
+        if len(value) > bound.value_bytes_sure:
+            check_value_size(self._name, bound.geometry, key, value)
         request = Set(group=self._name, key=key, value=value, ttl_ms=ttl_ms)
-        nest(request)
-        bound.mapping.links[self._shard(key, bound)].call(request, until_s)
+        if calls.current.get() is not None:
+            nest(request)
+        bound.links_of(key).call(request, until_s)
         self._counts.fresh["sets"] += 1
 
     async def aset(
@@ -215,7 +239,7 @@ class AttachedEngine:
         bound, until_s = self._for_write(deadline_s)
         request = Delete(group=self._name, key=key)
         nest(request)
-        reply = bound.mapping.links[self._shard(key, bound)].call(request, until_s)
+        reply = bound.links_of(key).call(request, until_s)
         self._counts.fresh["deletes"] += 1
         return count_of(reply) > 0
 
@@ -464,11 +488,22 @@ class AttachedEngine:
         return request, self._until(bound, deadline_s)
 
     def _for_write(self, deadline_s: float | None) -> tuple[_Bound, float]:
-        bound, _ = self._reach()
-        if bound is None:
-            raise self._unavailable()
+        now_s = monotonic()
+        bound = self._bound
+        # `_reach`, where nothing has changed and no counts are due.
+        if (
+            bound is None
+            or self._attachment.current() is not bound.mapping
+            or now_s > self._counts.due_s
+        ):
+            bound, _ = self._reach()
+            if bound is None:
+                raise self._unavailable()
         if deadline_s is None:
-            deadline_s = calls.deadline_after(None, LOAD_TIMEOUT_S)
+            if calls.current.get() is None:
+                deadline_s = now_s + LOAD_TIMEOUT_S
+            else:
+                deadline_s = calls.deadline_after(None, LOAD_TIMEOUT_S)
         return bound, deadline_s
 
     # -- forks -----------------------------------------------------------------------------

@@ -16,8 +16,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
+from xxhash import xxh3_64_intdigest
+
+from kamacache import calls
 from kamacache.errors import KamaCacheError, LoadError, NodeUnavailableError, from_fields
-from kamacache.hashing import shard_hash, worker_of
 from kamacache.limits import BATCH_BYTES_SOFT, BATCH_KEYS_MAX
 from kamacache.local.exchange import count_of, nest, unexpected
 from kamacache.rundir.description import NodeDescription
@@ -54,13 +56,25 @@ def set_batches(
     group: str, items: Mapping[bytes, bytes], ttl_ms: int | None, about: NodeDescription
 ) -> Iterator[list[tuple[int, SetMany]]]:
     """Yield rounds of (shard, request) that keep values."""
-    shards = [[(key, items[key]) for key in keys] for keys in _by_shard(list(items), about)]
-    for batch in _rounds(shards, _cut_items):
+    seed, workers = about.hash_seed, about.workers
+    shards: list[list[tuple[bytes, bytes]]] = [[] for _ in range(workers)]
+    if workers == 1:
+        shards[0] = list(items.items())
+    else:
+        for item in items.items():  # `worker_of`, spelled out
+            shards[(xxh3_64_intdigest(item[0], seed) >> 48) * workers >> 16].append(item)
+    # A batch of usual size is one frame a worker, and not looked through item by item.
+    small = (
+        len(items) <= BATCH_KEYS_MAX
+        and sum(map(len, items)) + sum(map(len, items.values())) <= BATCH_BYTES_SOFT
+    )
+    for batch in _rounds(shards, len if small else _cut_items):
         requests = [
             (shard, SetMany(group=group, items=part, ttl_ms=ttl_ms)) for shard, part in batch
         ]
-        for _, request in requests:
-            nest(request)
+        if calls.current.get() is not None:
+            for _, request in requests:
+                nest(request)
         yield requests
 
 
@@ -139,9 +153,11 @@ def count_all(outcomes: Sequence[Reply | KamaCacheError]) -> int:
 
 def _by_shard(keys: Sequence[bytes], about: NodeDescription) -> list[list[bytes]]:
     seed, workers = about.hash_seed, about.workers
+    if workers == 1:
+        return [list(keys)]
     shards: list[list[bytes]] = [[] for _ in range(workers)]
-    for key in keys:
-        shards[worker_of(shard_hash(key, seed), workers)].append(key)
+    for key in keys:  # `worker_of`, spelled out
+        shards[(xxh3_64_intdigest(key, seed) >> 48) * workers >> 16].append(key)
     return shards
 
 
@@ -169,6 +185,10 @@ def _rounds(
         for shard, waiting in enumerate(shards):
             if waiting:
                 count = cut(waiting)
-                batch.append((shard, waiting[:count]))
-                shards[shard] = waiting[count:]
+                if count == len(waiting):
+                    batch.append((shard, waiting))
+                    shards[shard] = []
+                else:
+                    batch.append((shard, waiting[:count]))
+                    shards[shard] = waiting[count:]
         yield batch

@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import socket
 import struct
-import time
 from collections.abc import Callable
+from time import monotonic
 from typing import Final
 
 from kamacache.limits import CONNECT_TIMEOUT_S, REPLY_GRACE_S
-from kamacache.local.exchange import budget_ms, late, unreachable
-from kamacache.wire.frames import HEADER_BYTES, FrameError, body_length, frame
-from kamacache.wire.messages import DecodeError, Reply, Request, decode_reply
+from kamacache.local.exchange import late, unreachable
+from kamacache.wire.frames import HEADER_BYTES, FrameError, body_length
+from kamacache.wire.messages import DecodeError, Reply, Request, decode_reply, encode
 
 RECEIVE_BYTES: Final = 64 << 10
 WAIT_MAX_S: Final = 1.0  # one recv() waits no longer before it looks at deadline and node again
 SEND_WAIT_S: Final = 0.1
 LOOK_SOON_S: Final = 0.001
 _TIMEVAL: Final = struct.Struct("@ll")
+from_bytes: Final = int.from_bytes
 _NO_SIGNAL: Final = socket.MSG_NOSIGNAL  # an application may have SIGPIPE at its default
+
+
+def _closed(shard: int) -> ConnectionResetError:
+    return ConnectionResetError(f"worker {shard} closed the connection")
 
 
 def _timeval(seconds: float) -> bytes:
@@ -37,7 +42,20 @@ class Link:
     Python call poll() before each send and recv, two more system calls for every request.
     """
 
-    __slots__ = ("_answers", "_buffer", "_ids", "_path", "_sock", "_view", "_wait_s", "home")
+    __slots__ = (
+        "_answers",
+        "_buffer",
+        "_head",
+        "_ids",
+        "_path",
+        "_recv_into",
+        "_send",
+        "_sock",
+        "_view",
+        "_wait_s",
+        "home",
+        "sent",
+    )
 
     def __init__(
         self, path: str, home: list[Link], answers: Callable[[], bool] | None = None
@@ -47,9 +65,13 @@ class Link:
         self._path = path
         self._answers = answers
         self._ids = 0
+        self.sent = False  # the last request, whole
         self._buffer = bytearray(RECEIVE_BYTES)
         self._view = memoryview(self._buffer)
+        self._head = self._view[:HEADER_BYTES]
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._send: Final = self._sock.send
+        self._recv_into: Final = self._sock.recv_into
         try:
             sock = self._sock
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(CONNECT_TIMEOUT_S))
@@ -62,19 +84,27 @@ class Link:
 
     def send(self, request: Request, deadline_s: float, shard: int) -> None:
         """Send a request whole. Raises `DeadlineExceededError`, `NodeUnavailableError`, OSError."""
+        left_s = deadline_s - monotonic()
+        if left_s <= 0:
+            raise late(request.group, shard)
+        self.sent = False
         self._ids = request.id = self._ids + 1
-        request.budget_ms = budget_ms(request, deadline_s, shard)
-        data = frame(request)
+        request.budget_ms = int(left_s * 1000) + 1
+        if left_s + REPLY_GRACE_S < self._wait_s:
+            self.limit_wait(deadline_s)
+        body = encode(request)
+        data = len(body).to_bytes(HEADER_BYTES, "little") + body
         try:
-            sent = self._sock.send(data, _NO_SIGNAL)
+            count = self._send(data, _NO_SIGNAL)
         except BlockingIOError:
-            sent = 0
-        if sent < len(data):
-            self._send_rest(memoryview(data)[sent:], request, deadline_s, shard)
+            count = 0
+        if count < len(data):
+            self._send_rest(memoryview(data)[count:], request, deadline_s, shard)
+        self.sent = True
 
     def _send_rest(self, left: memoryview, request: Request, deadline_s: float, shard: int) -> None:
         while left:
-            if time.monotonic() >= deadline_s:
+            if monotonic() >= deadline_s:
                 raise late(request.group, shard)
             try:
                 left = left[self._sock.send(left, _NO_SIGNAL) :]
@@ -83,24 +113,45 @@ class Link:
 
     def receive(self, request: Request, deadline_s: float, shard: int) -> Reply:
         """Return the reply of the request just sent; raises as `send`."""
-        # The worker ends late loads itself; only a worker that hangs lets the grace run out.
-        give_up_s = deadline_s + REPLY_GRACE_S
-        if deadline_s - time.monotonic() + REPLY_GRACE_S < self._wait_s:
-            self._wait(give_up_s - time.monotonic())
-        count = self._recv(self._view, give_up_s, request, shard)
+        try:
+            count = self._recv_into(self._buffer)
+        except BlockingIOError:
+            count = self._recv(self._view, deadline_s, request, shard, waited=True)
+        if count < HEADER_BYTES or from_bytes(self._head, "little") != count - HEADER_BYTES:
+            body = self._receive_rest(count, request, deadline_s, shard)
+        else:
+            body = self._view[HEADER_BYTES:count]
+        try:
+            reply = decode_reply(body)
+        except DecodeError as error:
+            raise FrameError(f"a worker's reply is not understood: {error}") from error
+        if reply.id != request.id:
+            raise FrameError(f"reply {reply.id} came to request {request.id}")
+        return reply
+
+    def _receive_rest(
+        self, count: int, request: Request, deadline_s: float, shard: int
+    ) -> memoryview:
+        if not count:
+            raise _closed(shard)
         while count < HEADER_BYTES:
-            count += self._recv(self._view[count:], give_up_s, request, shard)
-        end = HEADER_BYTES + body_length(self._view[:HEADER_BYTES])
-        if count == end:
-            return self._decode(self._view[HEADER_BYTES:end], request)
+            count += self._recv(self._view[count:], deadline_s, request, shard)
+        end = HEADER_BYTES + body_length(self._head)
         if count > end:
             raise FrameError(f"worker {shard} sent more than one reply to one request")
-        whole = bytearray(end)
-        whole[:count] = self._view[:count]
-        with memoryview(whole) as view:
-            while count < end:
-                count += self._recv(view[count:], give_up_s, request, shard)
-            return self._decode(view[HEADER_BYTES:], request)
+        view = self._view
+        if end > len(view):
+            view = memoryview(bytearray(end))
+            view[:count] = self._view[:count]
+        while count < end:
+            count += self._recv(view[count:end], deadline_s, request, shard)
+        return view[HEADER_BYTES:end]
+
+    def limit_wait(self, deadline_s: float) -> None:
+        """Wait no longer than until the deadline; for who receives long after he sent."""
+        left_s = deadline_s + REPLY_GRACE_S - monotonic()
+        if left_s < self._wait_s:
+            self._wait(left_s)
 
     def look_soon(self) -> None:
         """Look at the node before the next wait, not after it: another worker's is gone."""
@@ -110,28 +161,31 @@ class Link:
         """Close."""
         self._sock.close()
 
-    def _decode(self, body: memoryview, request: Request) -> Reply:
-        try:
-            reply = decode_reply(body)
-        except DecodeError as error:
-            raise FrameError(f"a worker's reply is not understood: {error}") from error
-        if reply.id != request.id:
-            raise FrameError(f"reply {reply.id} came to request {request.id}")
-        return reply
-
-    def _recv(self, view: memoryview, give_up_s: float, request: Request, shard: int) -> int:
+    def _recv(
+        self,
+        view: memoryview,
+        deadline_s: float,
+        request: Request,
+        shard: int,
+        *,
+        waited: bool = False,
+    ) -> int:
+        """Receive something; ``waited`` tells that one wait is over already."""
         while True:
-            try:
-                count = self._sock.recv_into(view)
-            except BlockingIOError:
-                left = give_up_s - time.monotonic()
-                if left <= 0:
-                    raise late(request.group, shard) from None
+            if waited:
+                # The worker ends late loads itself; only one that hangs lets the grace run out.
+                left_s = deadline_s + REPLY_GRACE_S - monotonic()
+                if left_s <= 0:
+                    raise late(request.group, shard)
                 self._look(shard)
-                self._wait(min(left, WAIT_MAX_S))
+                self._wait(min(left_s, WAIT_MAX_S))
+            try:
+                count = self._recv_into(view)
+            except BlockingIOError:
+                waited = True
                 continue
             if not count:
-                raise ConnectionResetError(f"worker {shard} closed the connection")
+                raise _closed(shard)
             return count
 
     def _look(self, shard: int) -> None:

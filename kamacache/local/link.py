@@ -39,7 +39,7 @@ from kamacache.local.exchange import (
     unreachable,
     unread,
 )
-from kamacache.wire.messages import Reply, Request, Values
+from kamacache.wire.messages import Done, Reply, Request, Value, Values
 from kamacache.wire.parts import append, rest_of
 
 
@@ -100,7 +100,10 @@ class WorkerLinks:
         """
         if request.depth:
             return self._nested(request, deadline_s)
-        return self._whole(request, self._ask(request, deadline_s, 0), deadline_s)
+        reply = self._ask(request, deadline_s, 0)
+        if type(reply) is Done or type(reply) is Value:
+            return reply
+        return self._whole(request, reply, deadline_s)
 
     def start(self, request: Request, deadline_s: float) -> Pending:
         """Send a request whose reply `finish` will wait for.
@@ -129,6 +132,7 @@ class WorkerLinks:
             reply = self._ask(request, deadline_s, 0)
         else:
             try:
+                link.limit_wait(deadline_s)
                 reply = link.receive(request, deadline_s, self.shard)
             except OSError as error:
                 self._discard(link)
@@ -158,10 +162,8 @@ class WorkerLinks:
     def _ask(self, request: Request, deadline_s: float, sent_before: int) -> Reply:
         for _ in range(TRIES_MAX):
             link = self._take(deadline_s)
-            sent = 0
             try:
                 link.send(request, deadline_s, self.shard)
-                sent = 1
                 reply = link.receive(request, deadline_s, self.shard)
             except OSError as error:
                 self._discard(link)
@@ -169,7 +171,7 @@ class WorkerLinks:
                     raise
                 # The worker is gone or has restarted: the other idle connections are dead, too.
                 self._drop_idle()
-                sent_before += sent and not unread(error)
+                sent_before += link.sent and not unread(error)
                 if sent_before >= LOST_MAX:
                     raise lost(request, self.shard) from error
                 continue

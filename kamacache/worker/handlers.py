@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 class HostedGroup:
     """One group in one worker: its shard and its loads."""
 
-    __slots__ = ("flights", "loader", "loads", "reads", "remote", "shard", "spec")
+    __slots__ = ("_lasts", "flights", "loader", "loads", "reads", "remote", "shard", "spec")
 
     def __init__(
         self,
@@ -85,11 +85,13 @@ class HostedGroup:
         # Whether what is not in memory is looked for any further.
         self.loads: Final = self.loader.loadable is not None or peers is not None
         self.flights: Final = self.loader.flights
+        self._lasts: Final = spec.ttl_ms is None  # what is stored, unless a time is given
 
     def put(self, key: bytes, value: bytes, ttl_ms: int | None) -> None:
         """Store a value for a time; None: the group's."""
-        expiry_ms = self.expiry_after(ttl_ms)
-        check_key(key)
+        if not 0 < len(key) <= KEY_BYTES_MAX:
+            check_key(key)
+        expiry_ms = 0 if ttl_ms is None and self._lasts else self.expiry_after(ttl_ms)
         self.shard.put(key, value, expiry_ms)
         if self.flights:
             self.loader.detach(key)

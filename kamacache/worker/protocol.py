@@ -37,6 +37,7 @@ from kamacache.worker.replies import failure
 from kamacache.worker.waiters import Leaver
 
 FLUSH_BYTES: Final = 1 << 20  # replies are written when they come to this
+from_bytes: Final = int.from_bytes
 
 log = RepeatedLog(logging.getLogger("kamacache.worker.protocol"))
 
@@ -139,22 +140,28 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Answer the requests in what came; write their replies together."""
-        if self._transport is None:
+        transport = self._transport
+        if transport is None:
             return
-        reader = self._reader
-        if (
-            not self._held
-            and len(data) > HEADER_BYTES
-            and int.from_bytes(data[:HEADER_BYTES], "little") == len(data) - HEADER_BYTES
-        ):
-            self._serve(data[HEADER_BYTES:])  # one whole frame, as nearly always
+        whole = from_bytes(data[:HEADER_BYTES], "little") == len(data) - HEADER_BYTES
+        if not whole or self._held or self._blocked:
+            self._reader.feed(data)
+            self._read_on()
+            return
+        # One whole frame, as nearly always: a reply that is there already is written at once.
+        reply = self._reply_to(data[HEADER_BYTES:])
+        if reply is None or self._out or self._transport is None:
+            if reply is not None:
+                self._put(reply)  # behind what the handler answered before
             if self._out:
                 self._flush()
-            if self._must_wait():
-                self._block_or_go_on()
+            self._block_or_go_on()
             return
-        reader.feed(data)
-        self._read_on()
+        body = encode(reply)
+        transport.write(len(body).to_bytes(HEADER_BYTES, "little") + body)
+        if self._paused_since_s:  # in write(), by what a client does not read
+            self._look_at_unread(transport)
+            self._block_or_go_on()
 
     def eof_received(self) -> bool:
         """Close when the client did: a half-closed client could not be told from a dead one."""
@@ -202,35 +209,39 @@ class Connection(asyncio.Protocol):
 
     def _serve(self, body: bytes | bytearray | memoryview) -> None:
         """Handle one request; its reply, if there is one yet, goes to ``_out``."""
+        reply = self._reply_to(body)
+        if reply is not None and self._transport is not None:
+            self._put(reply)
+
+    def _reply_to(self, body: bytes | bytearray | memoryview) -> Reply | None:
+        """Handle one request; None: a waiter will answer, or the connection was given up."""
         try:
             request = decode_request(body)
         except DecodeError as error:
-            request_id = salvage_id(body)
-            if not request_id:
-                self._give_up("a client sent a frame that is no message", detail=str(error))
-                return
-            log.warning("a client sent a request that is not understood", detail=str(error))
-            self._put(
-                Failure(
-                    request_id,
-                    "KamaCacheError",
-                    f"the worker does not understand this request ({error}); "
-                    "use one version of kamacache on both sides",
-                    {},
-                )
-            )
-            return
+            return self._not_understood(body, str(error))
         try:
-            reply = self._table[type(request)](request, self)
+            return self._table[type(request)](request, self)
         except KamaCacheError as error:
-            reply = failure(request.id, error)
+            return failure(request.id, error)
         except Exception as error:
             log.warning("a request failed unexpectedly", exc_info=True)
-            reply = Failure(
+            return Failure(
                 request.id, "KamaCacheError", f"the worker failed: {type(error).__name__}", {}
             )
-        if reply is not None:
-            self._put(reply)
+
+    def _not_understood(self, body: bytes | bytearray | memoryview, error: str) -> Reply | None:
+        request_id = salvage_id(body)
+        if not request_id:
+            self._give_up("a client sent a frame that is no message", detail=error)
+            return None
+        log.warning("a client sent a request that is not understood", detail=error)
+        return Failure(
+            request_id,
+            "KamaCacheError",
+            f"the worker does not understand this request ({error}); "
+            "use one version of kamacache on both sides",
+            {},
+        )
 
     # -- replies ---------------------------------------------------------------------------
 
@@ -257,8 +268,7 @@ class Connection(asyncio.Protocol):
         if transport is None:
             return
         transport.write(b"".join(out))
-        if transport.get_write_buffer_size() > UNREAD_BYTES_MAX:
-            self._give_up("a client does not read its replies", limit=UNREAD_BYTES_MAX)
+        self._look_at_unread(transport)
 
     def _flush_loads(self) -> None:
         if self._out:
@@ -279,6 +289,10 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
         else:
             self._transport.resume_reading()
+
+    def _look_at_unread(self, transport: asyncio.Transport) -> None:
+        if transport.get_write_buffer_size() > UNREAD_BYTES_MAX:
+            self._give_up("a client does not read its replies", limit=UNREAD_BYTES_MAX)
 
     def _hold(self, count: int) -> None:
         self._server.partial_bytes += count - self._held
