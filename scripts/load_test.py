@@ -28,7 +28,7 @@ def main() -> int:
     try:
         import click
 
-        from scripts.loadtest import live, options, output, plot, run, table
+        from scripts.loadtest import flags, live, options, output, plot, run, table
     except ModuleNotFoundError as error:
         print(
             f"{PROGRAM}: {error.name} is missing; pip install -e '.[loadtest,http]' in {ROOT}",
@@ -39,11 +39,11 @@ def main() -> int:
         asked = options.parse(sys.argv[1:], PROGRAM)
     except click.ClickException as error:
         error.show()
-        return options.EXIT_USAGE
+        return flags.EXIT_USAGE
     except click.Abort:
-        return options.EXIT_FAILED
+        return flags.EXIT_FAILED
     if asked is None:
-        return options.EXIT_DONE
+        return flags.EXIT_DONE
     try:
         if asked.json is not None:
             output.check_writable(asked.json)
@@ -51,7 +51,7 @@ def main() -> int:
             plot.check_plot(asked.plot)
     except output.OutputError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return options.EXIT_USAGE
+        return flags.EXIT_USAGE
     with live.choose_view(quiet=asked.quiet) as view:
         outcome = asyncio.run(run.run_test(asked, view))
     code = outcome.code
@@ -65,9 +65,9 @@ def main() -> int:
 
 def _write(result: TestResult, json: Path | None, drawn: Path | None) -> int:
     """Write the files that were asked for; return the exit code that this calls for."""
-    from scripts.loadtest import options, output, plot
+    from scripts.loadtest import flags, output, plot
 
-    code = options.EXIT_DONE
+    code = flags.EXIT_DONE
     for path, write in ((json, output.write_json), (drawn, plot.write_plot)):
         if path is None:
             continue
@@ -75,7 +75,7 @@ def _write(result: TestResult, json: Path | None, drawn: Path | None) -> int:
             write(result, path)
         except output.OutputError as error:
             print(f"{PROGRAM}: {error}", file=sys.stderr)
-            code = options.EXIT_FAILED
+            code = flags.EXIT_FAILED
     return code
 
 

@@ -83,4 +83,5 @@ GENERATOR_SHARE_NOTED: Final = 0.10  # of an operation's time that was the load 
 START_DELAY_SHARE_NOTED: Final = 0.10  # of the median latency that came before the start
 BEHIND_NOTED_S: Final = 0.2  # that a request was due and had not begun
 CLIENT_BUSY_NOTED: Final = 0.9  # of the load processes' time on their processors
+NOT_FOUND_NOTED: Final = 0.01  # of the keys asked of a group with a getter
 NOTES_MAX: Final = 32

@@ -13,10 +13,12 @@ from scripts.loadtest.limits import (
     BEHIND_NOTED_S,
     CLIENT_BUSY_NOTED,
     GENERATOR_SHARE_NOTED,
+    NOT_FOUND_NOTED,
     NOTES_MAX,
     START_DELAY_SHARE_NOTED,
 )
 from scripts.loadtest.results import RoundResult
+from scripts.loadtest.tally import Tally
 from scripts.loadtest.targets.specs import split_spec
 
 
@@ -56,6 +58,19 @@ def target_notes(
         )
     notes += _open_notes(rounds, delays, p50_us)
     return [f"{target}: {note}" for note in notes][:NOTES_MAX]
+
+
+def not_found_notes(tally: Tally, *, renamed: bool, loads: bool) -> list[str]:
+    """Return what is to be said where a getter did not know the keys that it was asked for."""
+    missing = tally.read - tally.found
+    if not loads or not tally.read or missing < NOT_FOUND_NOTED * tally.read:
+        return []
+    why = (
+        "a cold test asks for keys that nobody has; --as-is asks for them by their own names"
+        if renamed
+        else "--key-prefix, --keys or a trace name those that it knows"
+    )
+    return [f"the getter did not know {missing:,} of {tally.read:,} keys: {why}"]
 
 
 def _open_notes(rounds: Sequence[RoundResult], delays: Histogram, p50_us: float) -> list[str]:

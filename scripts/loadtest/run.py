@@ -14,15 +14,11 @@ import signal
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from scripts.loadtest import limits
 from scripts.loadtest.children import Gang, ProcessError, start_ahead_ns
-from scripts.loadtest.live import View
-from scripts.loadtest.machine import machine, versions
-from scripts.loadtest.messages import Done, Load, Plan, Run
-from scripts.loadtest.notes import target_notes
-from scripts.loadtest.options import (
+from scripts.loadtest.flags import (
     COLD,
     EXIT_DIED,
     EXIT_DONE,
@@ -31,49 +27,22 @@ from scripts.loadtest.options import (
     GROUP,
     SET,
     WARM,
-    Options,
 )
+from scripts.loadtest.live import View
+from scripts.loadtest.machine import machine, versions
+from scripts.loadtest.messages import Done, Load, Plan, Run
+from scripts.loadtest.notes import not_found_notes, target_notes
+from scripts.loadtest.options import Options
 from scripts.loadtest.popularity import TraceSpec, distinct, parse_popularity, read_trace
 from scripts.loadtest.recording import Window
 from scripts.loadtest.results import RoundResult, TestResult
+from scripts.loadtest.side import EndOfTestError, Outcome, Side, base36, hits_and_misses, is_dead
 from scripts.loadtest.tally import Tally
-from scripts.loadtest.targets.base import Counters, SessionOptions, Target, TargetError
+from scripts.loadtest.targets.base import SessionOptions, Target, TargetError
 from scripts.loadtest.targets.specs import make_target
 from scripts.loadtest.usage import Usage
 
 WARM_UP_STREAMS: Final = 1 << 20  # of draws: above those of rounds
-
-
-class Outcome(NamedTuple):
-    """How the test ended."""
-
-    result: TestResult
-    code: int
-    sentence: str | None  # what went wrong, or cut it short
-
-
-class EndOfTestError(Exception):
-    """The test cannot go on. A sentence, and the exit code."""
-
-    def __init__(self, sentence: str, code: int) -> None:
-        super().__init__(sentence)
-        self.code = code
-
-
-class Side:
-    """One target with its load processes."""
-
-    def __init__(self, index: int, target: Target, gang: Gang, session: SessionOptions) -> None:
-        self.index = index
-        self.target = target
-        self.gang = gang
-        self.session = session
-        self.loaded = False
-
-    @property
-    def found_is_hit(self) -> bool:
-        """Whether what comes was there: nothing is loaded by the target."""
-        return not self.target.loads_misses()
 
 
 class LoadTest:
@@ -219,7 +188,7 @@ class LoadTest:
         options = self._options
         prefix = options.key_prefix.encode()
         if options.cache == COLD:
-            prefix += f"{_base36(time.time_ns())}.{side.index}:".encode()
+            prefix += f"{base36(time.time_ns())}.{side.index}:".encode()
         elif options.cache == WARM and not side.loaded:
             await self._load(side, prefix, round_)
         if options.warmup_s and not self._stop.is_set():
@@ -302,7 +271,7 @@ class LoadTest:
         failed = await self._watch(side, running, tally, usage, window)
         ends = running.result()
         use = usage.end()
-        hits, misses = _hits(tally, before, side.target.counters() if measured else None)
+        hits, misses = hits_and_misses(tally, before, side.target.counters() if measured else None)
         if not measured:
             self._view.end(None)
         done = [end for end in ends if isinstance(end, Done)]
@@ -333,7 +302,10 @@ class LoadTest:
             generator_us=min((ready.generator_us for ready in side.gang.ready), default=0.0),
             interrupted=interrupted,
             failed=failed,
-            notes=[str(error) for error in errors],
+            notes=[str(error) for error in errors]
+            + not_found_notes(
+                tally, renamed=options.cache == COLD, loads=side.target.loads_misses()
+            ),
         )
         if failed and not measured:
             raise EndOfTestError(f"{side.target.name}: {failed}", self._code)
@@ -361,7 +333,7 @@ class LoadTest:
             if now_s - sampled_s >= limits.SAMPLE_S:
                 sampled_s = now_s
                 usage.sample()
-            if failed is None and _is_dead(tally, now_s):
+            if failed is None and is_dead(tally, now_s):
                 why = tally.sentences[0] if tally.sentences else "no reason was told"
                 failed = (
                     f"died midway: for {now_s - tally.success_s:.0f} s every request ended with "
@@ -410,29 +382,3 @@ class LoadTest:
 async def run_test(options: Options, view: View) -> Outcome:
     """Run a load test; ``view`` shows it meanwhile. Raises only what is a defect of ours."""
     return await LoadTest(options, view).run()
-
-
-def _is_dead(tally: Tally, now_s: float) -> bool:
-    return tally.errors_in_a_row > 0 and now_s - tally.success_s > limits.DEAD_AFTER_S
-
-
-def _hits(
-    tally: Tally, before: Counters | None, after: Counters | None
-) -> tuple[int | None, int | None]:
-    """Return hits and misses: as the load processes know them, else as the server counted."""
-    if tally.hits is not None:
-        return tally.hits, max(tally.read - tally.hits, 0)
-    if before is None or after is None:
-        return None, None
-    # A key that its getter does not know was loaded, too, and is not found.
-    missed = max(after.missed - before.missed, tally.read - tally.found)
-    missed = min(max(missed, 0), tally.read)
-    return tally.read - missed, missed
-
-
-def _base36(number: int) -> str:
-    digits = ""
-    while number:
-        number, digit = divmod(number, 36)
-        digits = "0123456789abcdefghijklmnopqrstuvwxyz"[digit] + digits
-    return digits or "0"

@@ -8,8 +8,10 @@ from typing import Any
 import msgspec
 
 from scripts.loadtest.histogram import Histogram
-from scripts.loadtest.notes import target_notes
+from scripts.loadtest.notes import not_found_notes, target_notes
+from scripts.loadtest.recording import Window
 from scripts.loadtest.results import OpResult, RoundResult
+from scripts.loadtest.tally import Tally
 
 
 def histogram(*latencies_us: float) -> str:
@@ -90,3 +92,24 @@ def test_a_late_start_is_told() -> None:
     (note,) = notes([round_of(start_delay=histogram(50))], opened=True)
     assert "after they were due" in note
     assert notes([round_of(start_delay=histogram(2))], opened=True) == []
+
+
+def test_keys_that_a_getter_does_not_know_are_told() -> None:
+    tally = Tally(
+        target="local",
+        round_=0,
+        processes=1,
+        window=Window(start_ns=0, end_ns=1, slot_ns=1),
+        found_is_hit=False,
+        show=lambda interval: None,
+    )
+    assert not_found_notes(tally, renamed=True, loads=True) == []
+    tally.read, tally.found = 1000, 400
+    (note,) = not_found_notes(tally, renamed=True, loads=True)
+    assert "600 of 1,000 keys" in note
+    assert "--as-is" in note
+    (note,) = not_found_notes(tally, renamed=False, loads=True)
+    assert "--key-prefix" in note
+    assert not_found_notes(tally, renamed=True, loads=False) == []
+    tally.found = 995
+    assert not_found_notes(tally, renamed=True, loads=True) == []

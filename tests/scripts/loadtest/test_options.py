@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 import pytest
 
-from scripts.loadtest.options import AS_IS, COLD, WARM, Options, parse
+from scripts.loadtest.flags import AS_IS, COLD, WARM
+from scripts.loadtest.options import Options, parse
 
 
 def options(*arguments: object) -> Options:
