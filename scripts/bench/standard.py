@@ -92,7 +92,7 @@ def machine() -> dict[str, str]:
     return {
         "machine": f"{os.cpu_count()} cores, {model or platform.processor()}",
         "memory": f"{psutil.virtual_memory().total / (1 << 30):.0f} GiB",
-        "system": f"Linux {platform.release().partition("-")[0]}, {platform.machine()}",
+        "system": f"Linux {platform.release().partition('-')[0]}, {platform.machine()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}, "
         f"{platform.python_compiler()}",
     }
