@@ -73,6 +73,8 @@ class LoadTest:
             sentence = f"interrupted after {seconds:.1f} s of measurement"
             if not any(found.operations or found.error_count for found in self._rounds):
                 sentence, code = "interrupted before anything was measured", EXIT_FAILED
+        if code == EXIT_DONE and not self._rounds:
+            sentence, code = "no request was made: give a longer --duration", EXIT_FAILED
         return Outcome(self._result(), code, sentence)
 
     # -- beginning and end ----------------------------------------------------------------------

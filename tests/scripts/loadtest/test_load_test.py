@@ -322,3 +322,9 @@ def test_values_that_cannot_be_stored_are_said_before_the_test(short_dir: Path) 
         code, output = finished("--target", memcached, "--value-size", 3_000_000, *QUICK)
     assert code == 1
     assert "no key can be stored" in output
+
+
+def test_a_round_in_which_nothing_was_due_is_no_result(short_dir: Path) -> None:
+    with redis_server(short_dir) as (redis, _):
+        code, output = finished("--target", redis, "--rate", 0.001, "--duration", 0.2, *QUICK)
+    assert (code, "no request was made" in output) == (1, True), output
