@@ -1,17 +1,20 @@
 #!/usr/bin/env python3
 """What a set costs an attached process, through the worker that owns the key; values of 100 B.
 
-Targets: `set` at least 1.5 times as fast as redis-py's SET over a Unix socket; `set_many` of 100
-at least twice as fast a key as a redis-py pipeline of 100 (transaction=False, its fastest form);
-`set_many` of 100 into one worker whose shard is full and evicts, keys drawn from four times as many
-as fit, at least 2.5 times as fast as that pipeline into a Redis that evicts nothing; `get_many` of
-100 faster a key than MGET, with the near cache 4 times.
+Targets: `set` at least 1.5 times as fast as redis-py's SET over a Unix socket, and `set_many` of
+100 at least twice as fast a key as a redis-py pipeline of 100 (transaction=False, its fastest
+form), both with a worker for each core and with eight, which wake each other's caches cold where
+cores are fewer; `set_many` of 1,000 into one worker whose shard is full and evicts, keys drawn from
+four times as many as fit, at least 2.5 times as fast as such a pipeline into a Redis that evicts
+nothing; `get_many` of 100 faster a key than MGET, with the near cache 4 times.
 
-Beside them without a target: keys that are all new, and keys from twice as many as fit, whose
-overwrites leave holes that are compacted; and what a request costs that is no request at all: an
-echo over a Unix socket, the server a bare protocol on uvloop, in one process and in eight in turn,
-as keys of eight workers are. The CPU time of a set is that of the client's process and of all
-workers, the system's part included.
+Beside them without a target: batches of 100 into the full shard, keys that are all new, and keys
+from twice as many as fit, whose overwrites leave holes that are compacted; and what a request costs
+that is no request at all: an echo over a Unix socket, the server a bare protocol on uvloop, in one
+process and in eight in turn, as keys of eight workers are. The CPU time of a set is that of the
+client's process and of all workers, the system's part included.
+
+A process is attached to one node, so each node has its own here, with its own redis-py beside it.
 
     scripts/bench/local_set.py [--quick] [--rounds N] [--seconds S] [--json FILE] [--check]
 """
@@ -19,16 +22,17 @@ workers, the system's part included.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NoReturn
 
 import _harness as harness
 from _cpu import NodeProcesses
@@ -41,6 +45,9 @@ SETS: Final = 300  # a slice
 BATCHES: Final = 6  # a slice
 BATCH: Final = 100
 WORKERS: Final = 8
+LARGE_BATCHES: Final = 4  # a slice
+LARGE_BATCH: Final = 1_000
+HOT_KEYS: Final = 600  # asked for again within the 5 s that the near cache believes a value
 SMALL: Final = "8MiB"  # the shard that is full
 SMALL_FITS: Final = 48_000  # items of this size that it holds
 FRAME: Final = bytes(126)  # as long as a set's; the answer as that of a Done
@@ -82,25 +89,31 @@ def single(put: Callable[[str, bytes], object]) -> Slice:
     return run
 
 
-def batched(put: Callable[[dict[str, bytes]], object], span: int = KEYS) -> Slice:
-    """Return a slice of `BATCHES` batches; the time is that of one key."""
+def batched(
+    put: Callable[[dict[str, bytes]], object],
+    span: int = KEYS,
+    *,
+    batches: int = BATCHES,
+    size: int = BATCH,
+) -> Slice:
+    """Return a slice of several batches; the time is that of one key."""
     pick = Pick(span)
 
     def run() -> float:
-        batches = [dict(pick(BATCH)) for _ in range(BATCHES)]
+        several = [dict(pick(size)) for _ in range(batches)]
 
         def body() -> None:
-            for batch in batches:
+            for batch in several:
                 put(batch)
 
-        return harness.per_call(BATCHES * BATCH, body)
+        return harness.per_call(batches * size, body)
 
     return run
 
 
 def asked(get: Callable[[list[str]], object]) -> Slice:
     """Return a slice of `BATCHES` gets of `BATCH` keys; the time is that of one key."""
-    pick = Pick()
+    pick = Pick(HOT_KEYS)
 
     def run() -> float:
         batches = [[key for key, _ in pick(BATCH)] for _ in range(BATCHES)]
@@ -114,43 +127,89 @@ def asked(get: Callable[[list[str]], object]) -> Slice:
     return run
 
 
-# -- one worker, its shard full -------------------------------------------------------------
+# -- a process for each other node ----------------------------------------------------------
 
 
-def fill_and_serve(run_dir: str, spans: list[int], line: Connection) -> None:
-    """Be a process of the node with one worker: a slice for each number received."""
-    kamacache.attach(run_dir)
-    groups = [kamacache.Group(f"small-{at}", cache_bytes=SMALL) for at in range(len(spans))]
-    slices = [batched(group.set_many, span) for group, span in zip(groups, spans, strict=True)]
-    for group, run in zip(groups, slices, strict=True):
+def redis_client(path: str) -> tuple[Any, Callable[[dict[str, bytes]], object]]:
+    """Return a client, and the function that sets a batch by a pipeline of it."""
+    import redis
+
+    client = redis.Redis(unix_socket_path=path)
+
+    def pipeline(batch: dict[str, bytes]) -> None:
+        with client.pipeline(transaction=False) as pipe:
+            for key, value in batch.items():
+                pipe.set(key, value)
+            pipe.execute()
+
+    return client, pipeline
+
+
+def sets(redis_path: str) -> dict[str, Slice]:
+    """Return the slices of a process attached to a node that has room."""
+    group = kamacache.Group("scores", cache_bytes="64MiB")
+    client, pipeline = redis_client(redis_path)
+    return {
+        "set": single(group.set),
+        "redis-py SET": single(client.set),
+        "set_many": batched(group.set_many),
+        "redis-py pipeline": batched(pipeline),
+    }
+
+
+def evicting(redis_path: str) -> dict[str, Slice]:
+    """Return the slices of a process attached to a node whose shards are full, and fill them."""
+    spans = {"": 4 * SMALL_FITS, ", twice what fits": 2 * SMALL_FITS, ", new": 0}
+    slices: dict[str, Slice] = {}
+    for at, (name, span) in enumerate(spans.items()):
+        group = kamacache.Group(f"small-{at}", cache_bytes=SMALL)
+        large = batched(group.set_many, span, batches=LARGE_BATCHES, size=LARGE_BATCH)
         while group.stats()["evictions"] < SMALL_FITS // 2:
-            run()
-    line.send(None)
+            large()
+        slices[f"set_many({LARGE_BATCH}){name}"] = large
+        if not name:
+            slices[f"set_many({BATCH})"] = batched(group.set_many, span)
+    _, pipeline = redis_client(redis_path)
+    span = 4 * SMALL_FITS
+    slices[f"redis-py pipeline({LARGE_BATCH})"] = batched(
+        pipeline, span, batches=LARGE_BATCHES, size=LARGE_BATCH
+    )
+    slices[f"redis-py pipeline({BATCH})"] = batched(pipeline, span)
+    return slices
+
+
+def serve(run_dir: str, redis_path: str, kind: str, line: Connection) -> None:
+    """Be the process of one node: tell the slices' names, then run each that is asked for."""
+    kamacache.attach(run_dir)
+    slices = {"sets": sets, "evicting": evicting}[kind](redis_path)
+    line.send(list(slices))
     while (asked := line.recv()) is not None:
         line.send(slices[asked]())
 
 
 @contextmanager
-def evicting(run_dir: Path, spans: list[int]) -> Iterator[list[Slice]]:
-    """Yield a slice for each span of keys, run in a process attached to that node."""
+def elsewhere(run_dir: Path, redis_path: Path, kind: str) -> Iterator[dict[str, Slice]]:
+    """Yield the slices of a process of its own, attached to that node."""
     ours, theirs = Spawn.Pipe()
-    process = Spawn.Process(target=fill_and_serve, args=(str(run_dir), spans, theirs), daemon=True)
+    process = Spawn.Process(
+        target=serve, args=(str(run_dir), str(redis_path), kind, theirs), daemon=True
+    )
     process.start()
     theirs.close()
-    ours.recv()  # EOFError where it ended
 
-    def slice_of(at: int) -> Slice:
+    def slice_of(name: str) -> Slice:
         def run() -> float:
-            ours.send(at)
+            ours.send(name)
             took: float = ours.recv()
             return took
 
         return run
 
     try:
-        yield [slice_of(at) for at in range(len(spans))]
+        yield {name: slice_of(name) for name in ours.recv()}  # EOFError where it ended
     finally:
-        ours.send(None)
+        with suppress(OSError):
+            ours.send(None)
         process.join(10)
         if process.is_alive():
             process.kill()
@@ -257,67 +316,67 @@ def main() -> None:
     if program is None:
         report.skip("set, set_many and get_many against redis-py", "redis-server is not installed")
         report.finish()
-    import redis
-
     report.version("redis-server", harness.server_version(program))
+    cores = os.cpu_count() or 1
     with ExitStack() as stack:
-        folder = stack.enter_context(harness.workspace())
-        other = stack.enter_context(harness.workspace())
+        folders = [stack.enter_context(harness.workspace()) for _ in range(3)]
+        redis_path = stack.enter_context(harness.redis_server(folders[0]))
         groups = [f"{name}:64MiB" for name in ("scores", "near", "plain")]
-        node = stack.enter_context(harness.running_node(folder, groups=groups, workers=WORKERS))
-        spans = {"full": 4 * SMALL_FITS, "full, twice what fits": 2 * SMALL_FITS, "full, new": 0}
-        small = [f"small-{at}:{SMALL}" for at in range(len(spans))]
-        one = stack.enter_context(harness.running_node(other, groups=small, workers=1))
-        full = stack.enter_context(evicting(one.run_dir, list(spans.values())))
+        small = [f"small-{at}:{SMALL}" for at in range(3)]
+        node, per_core, full = (
+            stack.enter_context(harness.running_node(folder, groups=names, workers=workers))
+            for folder, names, workers in zip(
+                folders, (groups, groups[:1], small), (WORKERS, cores, 1), strict=True
+            )
+        )
         kamacache.attach(str(node.run_dir))
-        group = kamacache.Group("scores", cache_bytes="64MiB")
         plain = kamacache.Group("plain", cache_bytes="64MiB", near_cache_items=0)
         near = kamacache.Group("near", cache_bytes="64MiB", near_cache_items=2 * KEYS)
-        client = redis.Redis(
-            unix_socket_path=str(stack.enter_context(harness.redis_server(folder)))
-        )
+        client, _ = redis_client(str(redis_path))
         stack.callback(client.close)
-
-        def pipeline(batch: dict[str, bytes]) -> None:
-            with client.pipeline(transaction=False) as pipe:
-                for key, value in batch.items():
-                    pipe.set(key, value)
-                pipe.execute()
-
         values = {f"key:{number}": bytes(VALUE_BYTES) for number in range(KEYS)}
         client.mset(values)
         for filled in (plain, near):
             filled.set_many(values)
             if filled.get_many(list(values)) != values:  # and it is near
                 raise RuntimeError(f"{filled!r} lost values that it was given")
+        processes = NodeProcesses(node.pid)
         used = {
-            "set": CpuTime(single(group.set), SETS, NodeProcesses(node.pid)),
-            "redis-py SET": CpuTime(single(client.set), SETS, None),
-            "set_many a key": CpuTime(
-                batched(group.set_many), BATCHES * BATCH, NodeProcesses(node.pid)
-            ),
-            "redis-py pipeline a key": CpuTime(batched(pipeline), BATCHES * BATCH, None),
+            name: CpuTime(run, SETS if "many" not in name else BATCHES * BATCH, processes)
+            for name, run in sets(str(redis_path)).items()
+            if "redis" not in name
         }
         sides: dict[str, Slice] = {
-            "kamacache set": used["set"],
-            "redis-py SET": used["redis-py SET"],
-            "kamacache set_many": used["set_many a key"],
-            "redis-py pipeline": used["redis-py pipeline a key"],
-            **{f"set_many, 1 worker, {name}": run for name, run in zip(spans, full, strict=True)},
+            f"{name}, {WORKERS} workers": run
+            for name, run in (sets(str(redis_path)) | used).items()
+        }
+        for mark, run_dir, kind in (
+            (f"{cores} workers", per_core.run_dir, "sets"),
+            ("1 worker, evicting", full.run_dir, "evicting"),
+        ):
+            there = stack.enter_context(elsewhere(run_dir, redis_path, kind))
+            sides |= {f"{name}, {mark}": run for name, run in there.items()}
+        sides |= {
             "get_many, near cache off": asked(plain.get_many),
             "get_many, near cache on": asked(near.get_many),
             "redis-py MGET": asked(client.mget),
-            "echo, 1 process": stack.enter_context(echoes(folder, 1)),
-            f"echo, {WORKERS} processes": stack.enter_context(echoes(folder, WORKERS)),
+            "echo, 1 process": stack.enter_context(echoes(folders[0], 1)),
+            f"echo, {WORKERS} processes": stack.enter_context(echoes(folders[0], WORKERS)),
         }
         samples = harness.interleave(sides, rounds, warm_up=2)
+        group = kamacache.Group("scores", cache_bytes="64MiB")
         group.set("key:0", b"last")
         if group.get("key:0") != b"last":
             raise RuntimeError("a set that was acknowledged is not there")
 
     report.samples(samples)
     for name, side in used.items():
-        side.report(report, name)
+        side.report(report, f"{name}, {WORKERS} workers")
+    conclude(report, samples, cores)
+
+
+def conclude(report: harness.Report, samples: harness.Samples, cores: int) -> NoReturn:
+    """Report every ratio, the targets among them, and finish."""
 
     def against(name: str, theirs: str, ours: str, at_least: float | None = None) -> None:
         rounds = harness.ratios(samples[theirs], samples[ours])
@@ -326,16 +385,39 @@ def main() -> None:
         else:
             report.target(name, rounds, at_least=at_least)
 
-    against("speed of set / redis-py SET", "redis-py SET", "kamacache set", 1.5)
+    for workers in dict.fromkeys((cores, WORKERS)):
+        mark = f"{workers} workers"
+        against(
+            f"speed of set, {mark} / redis-py SET",
+            f"redis-py SET, {mark}",
+            f"set, {mark}",
+            1.5,
+        )
+        against(
+            f"speed a key of set_many({BATCH}), {mark} / redis-py pipeline({BATCH})",
+            f"redis-py pipeline, {mark}",
+            f"set_many, {mark}",
+            2.0,
+        )
     for count in ("1 process", f"{WORKERS} processes"):
-        against(f"speed of an echo, {count} / redis-py SET", "redis-py SET", f"echo, {count}")
-    mark = f"redis-py pipeline({BATCH})"
-    pipe = "redis-py pipeline"
-    against(f"speed a key of set_many({BATCH}) / {mark}", pipe, "kamacache set_many", 2.0)
-    name = f"speed a key of set_many({BATCH}), 1 worker, evicting"
-    against(f"{name} / {mark}", pipe, "set_many, 1 worker, full", 2.5)
-    for kind in ("twice what fits", "new"):
-        against(f"{name}, {kind} / {mark}", pipe, f"set_many, 1 worker, full, {kind}")
+        against(
+            f"speed of an echo, {count} / redis-py SET",
+            f"redis-py SET, {WORKERS} workers",
+            f"echo, {count}",
+        )
+    mark = "1 worker, evicting"
+    for size, kind, at_least in (
+        (LARGE_BATCH, "", 2.5),
+        (LARGE_BATCH, ", twice what fits", None),
+        (LARGE_BATCH, ", new", None),
+        (BATCH, "", None),
+    ):
+        against(
+            f"speed a key of set_many({size}){kind}, {mark} / redis-py pipeline({size})",
+            f"redis-py pipeline({size}), {mark}",
+            f"set_many({size}){kind}, {mark}",
+            at_least,
+        )
     for kind, at_least in (("off", 1.0), ("on", 4.0)):
         against(
             f"speed a key of get_many({BATCH}), near cache {kind} / redis-py MGET",
