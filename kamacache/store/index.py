@@ -49,7 +49,7 @@ class ShardIndex:
         # The slots as in `kamacache.hashing`, spelled out.
         tag = digest >> TAG_SHIFT
         slots = self._slots
-        home = (digest & 0x3FFFFFFF) * slots >> 30
+        home = digest % slots
         word = self.words[home]
         if word >> TAG_SHIFT == tag:
             place = word & PLACE_MASK
@@ -118,6 +118,6 @@ class ShardIndex:
 
     def _buckets(self, digest: int) -> tuple[int, int]:
         """Return the first slots of a key's two buckets."""
-        home = (digest & 0x3FFFFFFF) * self._slots >> 30
+        home = digest % self._slots
         second = (digest >> 18 & 0x3FFFFFFF) * self._slots >> 30
         return home & -BUCKET_SLOTS, second & -BUCKET_SLOTS

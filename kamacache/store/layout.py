@@ -43,7 +43,7 @@ from typing import Final
 from kamacache.errors import ConfigError
 from kamacache.limits import VALUE_BYTES_CEILING
 
-FORMAT: Final = 2  # 1 had no class of mirrors
+FORMAT: Final = 3  # 1 had no class of mirrors, 2 another home slot
 # Word 0 of the file. An empty index word names place 0 and may match a tag of 0: the low bits are
 # those of no key length, so a reader that follows it finds no record there.
 MAGIC: Final = int.from_bytes(b"\xff\xffKSHARD", "little")

@@ -152,7 +152,7 @@ def make_lookup(  # noqa: C901 - see the module
             digest = xxh(kb, seed)
             tag = digest >> tag_shift
             data, words, index, access, slots = shards[tag * workers >> 16]
-            slot = (digest & 0x3FFFFFFF) * slots >> 30
+            slot = digest % slots
             length = len(kb)
             word = index[slot]
             if (

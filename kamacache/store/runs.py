@@ -84,7 +84,7 @@ def make_put_run(space: ShardSpace) -> PutRun:  # noqa: C901 - see the module
                 # Where the key is: `ShardIndex.find`.
                 digest = xxh(key, seed)
                 mark = digest >> TAG_SHIFT & 0xFF or 1
-                slot = (digest & 0x3FFFFFFF) * slots >> 30
+                slot = digest % slots
                 place, head = -1, 0  # of the record that is replaced
                 if marks[slot] == mark:
                     place = index[slot] & PLACE_MASK

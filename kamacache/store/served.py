@@ -90,7 +90,7 @@ def make_served_reads(  # noqa: C901 - closures, as in kamacache.store.reader
         nonlocal memory_hits, negative_hits
         digest = xxh(key, seed)
         data, words, index, access, slots = shards[(digest >> tag_shift) * workers >> 16]
-        slot = (digest & 0x3FFFFFFF) * slots >> 30
+        slot = digest % slots
         word = index[slot]
         head = words[place := word & place_mask]
         length = len(key)
@@ -139,7 +139,7 @@ def make_served_reads(  # noqa: C901 - closures, as in kamacache.store.reader
         for key in keys:
             digest = xxh(key, seed)
             data, words, index, access, slots = shards[(digest >> tag_shift) * workers >> 16]
-            slot = (digest & 0x3FFFFFFF) * slots >> 30
+            slot = digest % slots
             word = index[slot]
             head = words[place := word & place_mask]
             length = len(key)
