@@ -146,7 +146,7 @@ class LoopLink:
         self._out: list[bytes] = []
         self._gathered: dict[str, Turn] = {}  # gets of this turn of the loop, by group
         self._unheard = 0  # turns' gets of which nothing came yet
-        self._asked_s = 0.0  # when the last of them left
+        self._asked_s = 0.0  # when the last of all turns' left; 0 once anything came of it
         self._answer_s = 0.0005  # in which the first of an answer comes
         self._held: asyncio.TimerHandle | None = None  # set while gets may wait for more of them
         self._flushing = False
@@ -313,6 +313,8 @@ class LoopLink:
     def _heard(self, turn: Waiting) -> None:
         """Take note of the first that comes of a turn's gets, and let those go that wait for it."""
         took_s = time.monotonic() - turn.asked_s
+        if turn.asked_s == self._asked_s:
+            self._asked_s = 0.0  # what is unheard left before it: it is no use to wait for that
         turn.asked_s = 0.0
         self._unheard -= 1
         # The least of late, so that loads among them do not count; slowly up where all take longer.
@@ -366,6 +368,7 @@ class LoopLink:
             left_ms = int((turn.until_s - now_s) * 1000) + 1
             if left_ms <= 0:
                 turn.fail(partial(late, group, self._links.shard))
+                self._next_turn()
                 continue
             turn.count = len(turn.keys)
             ticket = self._begin(turn)

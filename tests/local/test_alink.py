@@ -99,6 +99,12 @@ async def connected(links: AsyncWorkerLinks) -> None:
     await links.call(Ping(), soon())
 
 
+async def closed(links: AsyncWorkerLinks) -> None:
+    """Close the connections, for a worker that reads on until they are."""
+    links.close()
+    await asyncio.sleep(0.01)
+
+
 async def test_gets_of_one_turn_share_a_frame_and_each_has_its_own_answer(
     worker: Running,
 ) -> None:
@@ -193,7 +199,7 @@ async def test_gets_that_nobody_answers_end_at_their_deadline(short_dir: Path) -
         )
         assert [type(result) for result in results] == [DeadlineExceededError] * 2
         assert results[0] is not results[1]
-        links.close()
+        await closed(links)
 
 
 async def test_gets_lost_with_their_worker_are_asked_for_again_each_for_itself(
@@ -266,7 +272,54 @@ async def test_while_gets_are_unanswered_later_ones_are_held_for_a_moment_and_go
         go.set()
         assert await asyncio.gather(*gets) == [b"6", b"7"]
         assert len(frames) == 4
-        links.close()
+        await closed(links)
+
+
+def leaves_some_unanswered(request: Any, connection: socket.socket) -> None:
+    """Stand where a worker does: what begins with "slow" is loaded for ever."""
+    reader = FrameReader()
+    connection.sendall(frame(Done(request.id, 1)))
+    while data := connection.recv(1 << 16):
+        reader.feed(data)
+        while (body := reader.next()) is not None:
+            request = decode_request(body)
+            if isinstance(request, Ping):
+                connection.sendall(frame(Done(request.id, 1)))
+            elif not request.key.startswith(b"slow"):
+                connection.sendall(frame(Value(request.id, request.key)))
+
+
+async def test_gets_are_not_held_for_what_takes_longer_than_a_later_one(short_dir: Path) -> None:
+    links = AsyncWorkerLinks(short_dir, 0)
+    with scripted(short_dir, leaves_some_unanswered):
+        await connected(links)
+        link = links._by_loop[asyncio.get_running_loop()]
+        slow = asked(links, b"slow")
+        await asyncio.sleep(0)
+        link._answer_s = 0.0  # the next one is not held
+        for key in (b"1", b"2", b"3"):
+            assert await asyncio.wait_for(links.get("g", key, soon()), 2) == key
+            link._answer_s = 5.0  # as if answers took that long of late
+        slow[0].cancel()
+        await closed(links)
+
+
+async def test_gets_that_are_late_while_they_are_held_make_room(short_dir: Path) -> None:
+    links = AsyncWorkerLinks(short_dir, 0, in_flight_max=2)
+    with scripted(short_dir, leaves_some_unanswered):
+        await connected(links)
+        link = links._by_loop[asyncio.get_running_loop()]
+        slow = asked(links, b"slow")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        link._answer_s = 0.05
+        held = asked(links, b"held", seconds=0.02)
+        await asyncio.sleep(0)
+        assert await asyncio.wait_for(links.call(Ping(), soon()), 2) == Done(AnyId(), 1)
+        with pytest.raises(DeadlineExceededError):
+            await held[0]
+        slow[0].cancel()
+        await closed(links)
 
 
 async def test_more_gets_than_may_be_under_way_wait_their_turn(worker: Running) -> None:
