@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kamacache.calls import ChainLink
-from kamacache.errors import NodeUnavailableError, from_fields
+from kamacache.errors import GroupNotFoundError, NodeUnavailableError, from_fields
 from kamacache.wire.messages import Answers, Gets
 from kamacache.worker.flights import Flight, Outcome, Waiter
 
@@ -98,19 +98,27 @@ class Batch:
             self._left = dict.fromkeys(range(len(self._keys)))
         meta = len(reply.ttls) == len(reply.versions) == len(reply.values)
         again: list[int] = []
+        here: list[int] = []
         for place, index in enumerate(reply.at or range(len(reply.values))):
             ttl_ms, version = (reply.ttls[place], reply.versions[place]) if meta else (0, 0)
             self._finish(index, reply.values[place], ttl_ms, version)
         for failed in reply.errors:
+            if failed.index not in self._left:
+                continue
             error = from_fields(failed.kind, failed.message, failed.fields)
             if isinstance(error, NodeUnavailableError):  # it stops
                 again.append(failed.index)
+            elif isinstance(error, GroupNotFoundError):  # not all nodes have it, or not yet
+                here.append(failed.index)
             else:
                 self._reads.counters["fetch_errors"] += 1
                 self._finish(failed.index, error, 0, 0)
         if again:
             flights = [self._flight(index) for index in again]
             self._reads.ask_again(flights, self._depth, self._chain)
+        if here:
+            flights = [self._flight(index) for index in here]
+            self._reads.load_here(flights, self._depth, self._chain)
 
     def _finish(self, index: int, outcome: Outcome, ttl_ms: int, version: int) -> None:
         assert self._left is not None

@@ -60,6 +60,12 @@ class EachWaiter(Wait):
             self.pending = {}
             self._answer(Answers(self._id, values))
 
+    def late(self) -> None:
+        """Answer what is settled, and say of the rest that the time is over."""
+        self._answer_settled()
+        if self.pending:
+            super().late()
+
     def leave(self) -> None:
         """Be gone."""
         super().leave()
@@ -70,6 +76,8 @@ class EachWaiter(Wait):
 
     def _answer_settled(self) -> None:
         settled, self._settled = self._settled, []
+        if not settled:
+            return  # at the deadline, which came first in this turn
         if self._places is None:
             self._places = places_of(self._keys)
         self._answer(each(self._id, settled, self._places, self._for_peer))

@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from kamacache.wire.messages import FROM_PEER, Answers, Failure, Get, GetMany, Gets, Reply
+from kamacache.wire.messages import (
+    FROM_PEER,
+    Answers,
+    Failure,
+    Get,
+    GetMany,
+    Gets,
+    KeyFailure,
+    Reply,
+)
 from kamacache.wire.parts import answered
 from tests.worker.linked import Asking, Node
 from tests.worker.test_cluster import NAMES, Database, until
@@ -199,6 +208,28 @@ async def test_what_a_node_that_stops_does_not_load_another_does(
     assert {outcomes[key].split(b"@")[1] for key in others} <= {b"a:1", b"c:1"}
 
 
+async def test_keys_whose_owner_has_not_got_the_group_are_loaded_here(
+    nodes: list[Node], database: Database, mirror_ttl_ms: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, _ = nodes
+    keys = keys_of(b, nodes, 4)
+    fields = ("GroupNotFoundError", "the node has no group 'g'", {"group": "g", "known": []})
+
+    def send(request: Any, done: Any, deadline_s: float) -> None:
+        assert isinstance(request, Gets)  # the front answers each key, as it has several workers
+        errors = [KeyFailure(index, *fields) for index in range(len(request.keys))]
+        a.loop.call_soon(done, Answers(1, [b"held"], [0], []))
+        a.loop.call_soon(done, Answers(1, errors=errors[1:]))
+
+    monkeypatch.setattr(a.link("b:1"), "send", send)
+    outcomes = await Asked(a, keys).all()
+    assert outcomes == {keys[0]: b"held"} | {key: key + b"@a:1" for key in keys[1:]}
+    assert max(database.loads.values()) == 1
+    assert [a.held(key) is not None for key in keys[1:]] == [mirror_ttl_ms > 0] * 3
+    stats = a.group.reads.stats()
+    assert (stats["fetches_in_flight"], stats["fetch_errors"]) == (0, 0)
+
+
 async def test_a_getters_error_is_that_keys_alone(nodes: list[Node], database: Database) -> None:
     a, b, _ = nodes
     keys = keys_of(b, nodes, 3)
@@ -242,6 +273,27 @@ async def test_at_the_deadline_those_left_fail_and_what_comes_late_harms_nobody(
     await asyncio.sleep(0)
     assert len(asked.replies) == count
     assert a.group.reads.stats()["fetches_in_flight"] == 0
+
+
+async def test_what_is_known_in_the_turn_of_the_deadline_is_answered_once(
+    nodes: list[Node], database: Database
+) -> None:
+    a, b, _ = nodes
+    keys = keys_of(b, nodes, 2)
+    database.gate.clear()
+    asked = Asked(a, keys)
+    (waiter,) = asked.asking.waiters
+    waiter.settle_key(keys[0], b"known")
+    waiter.late()
+    await asyncio.sleep(0)
+    answers, failure = asked.replies
+    assert isinstance(answers, Answers)
+    assert (answers.values, answers.at) == ([b"known"], [0])
+    assert failure is asked.failure
+    assert not asked.asking.waiters
+    database.gate.set()
+    await until(lambda: a.group.reads.stats()["fetches_in_flight"] == 0)
+    assert len(asked.replies) == 2
 
 
 async def test_an_asker_that_leaves_is_not_answered_and_the_fetch_ends(
