@@ -101,7 +101,18 @@ class Arena:
     are single loads and stores. A plain ``struct.pack_into`` onto a shared word tears.
     """
 
-    __slots__ = ("access", "data", "geometry", "index", "lock_fd", "words", "writable")
+    __slots__ = (
+        "access",
+        "access_map",
+        "data",
+        "geometry",
+        "index",
+        "lock_fd",
+        "places",
+        "stamps",
+        "words",
+        "writable",
+    )
 
     def __init__(
         self, data: mmap.mmap, access: mmap.mmap, sizes: Geometry, *, lock_fd: int | None = None
@@ -111,7 +122,11 @@ class Arena:
         self.writable = not view.readonly
         self.words = view[: len(data) & ~7].cast("B").cast("Q")
         self.index = self.words[HEADER_WORDS : HEADER_WORDS + sizes.slots]
+        # The index as `kamacache.store.finding` reads it: whole words, and their low halves.
+        self.stamps = self.index.cast("B").cast("d")
+        self.places = self.index.cast("B").cast("I")[::2]
         self.access = memoryview(access)
+        self.access_map = access  # a single byte of which is read faster
         self.geometry = sizes
         self.lock_fd = lock_fd
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from kamacache.clock import STAMP_SHIFT, boottime_s
 from kamacache.hashing import home_slot, shard_hash, worker_of
 from kamacache.store.arena import Arena
+from kamacache.store.finding import elsewhere
 from kamacache.store.layout import (
     FLAG_NEGATIVE,
     KEY_LENGTH_MASK,
@@ -23,7 +24,7 @@ from kamacache.store.layout import (
     VALUE_LENGTH_SHIFT,
     expiry_of,
 )
-from kamacache.store.reader import NEGATIVE, Negative, elsewhere
+from kamacache.store.reader import NEGATIVE, Negative
 
 
 class Entry(NamedTuple):

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from kamacache.store.arena import Arena
+from kamacache.store.finding import elsewhere
 from kamacache.store.layout import (
     BUCKET_SLOTS,
     KEY_LENGTH_MASK,
@@ -21,7 +22,6 @@ from kamacache.store.layout import (
     RECORD_HEADER_BYTES,
     TAG_SHIFT,
 )
-from kamacache.store.reader import elsewhere
 
 NOT_CHOSEN: Final = -1
 

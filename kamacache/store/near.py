@@ -16,15 +16,18 @@ import threading
 from collections import OrderedDict
 from typing import Final
 
+from kamacache.store.finding import Levels, Stamps
+
 VALUE_BYTES_MAX: Final = 4_096  # a larger value costs more to keep twice than to copy again
 NEAR_CACHE_ITEMS: Final = 32_768
 NEAR_CACHE_BYTES: Final = 32 << 20
 
 
-NearEntry = tuple[bytes, memoryview, int, int, float, memoryview]
+NearEntry = tuple[bytes, Stamps, int, float, float, Levels]
 """One kept value and what proves it current: ``(value, index of its shard, slot, word, until_s on
-the reader's ticks, access bytes of its shard)``. A plain tuple: one of a subclass, such as a
-NamedTuple, is unpacked through an iterator, which costs a third of a hit."""
+the reader's ticks, access bytes of its shard)``; the word is a float or an int, as in the index
+given. A plain tuple: one of a subclass, such as a NamedTuple, is unpacked through an iterator,
+which costs a third of a hit."""
 
 
 class NearCache:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from xxhash import xxh3_64_intdigest as xxh
 
 from kamacache.clock import STAMP_STEP
+from kamacache.store.finding import elsewhere
 from kamacache.store.layout import (
     BUCKET_SLOTS,
     CHECKSUM_MASK,
@@ -33,7 +34,6 @@ from kamacache.store.layout import (
     TAG_SHIFT,
     VALUE_LENGTH_SHIFT,
 )
-from kamacache.store.reader import elsewhere
 from kamacache.store.space import ShardSpace
 
 PutRun = Callable[[Sequence[tuple[bytes, bytes]], int], None]

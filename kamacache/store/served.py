@@ -19,6 +19,7 @@ from xxhash import xxh3_64_intdigest
 from kamacache.clock import STAMP_SHIFT, boottime_s
 from kamacache.limits import SERVE_UNTIL_BELIEVED_MS
 from kamacache.store.arena import Arena
+from kamacache.store.finding import elsewhere
 from kamacache.store.layout import (
     FLAG_EXPIRES,
     FLAG_NEGATIVE,
@@ -30,7 +31,7 @@ from kamacache.store.layout import (
     VALUE_LENGTH_SHIFT,
     expiry_of,
 )
-from kamacache.store.reader import NEGATIVE, Answer, Negative, elsewhere
+from kamacache.store.reader import NEGATIVE, Answer, Negative
 
 Told = tuple[bytes, int, int]
 """Value, ms left to live (at least 1; 0: does not expire), version. A plain tuple: a NamedTuple

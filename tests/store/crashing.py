@@ -68,8 +68,9 @@ class Fused:
 def fused(arena: Arena, fuse: Fuse) -> Arena:
     """Return the arena as a writer that will die sees it."""
     twin: Any = object.__new__(Arena)
-    for name in ("data", "words", "index", "access"):
+    for name in ("data", "words", "index", "access", "access_map"):
         setattr(twin, name, Fused(getattr(arena, name), fuse))
+    twin.stamps, twin.places = arena.stamps, arena.places
     twin.geometry, twin.lock_fd, twin.writable = arena.geometry, None, True
     result: Arena = twin
     return result

@@ -6,13 +6,12 @@ import random
 import threading
 
 from kamacache.store import NearCache
-from kamacache.store.near import VALUE_BYTES_MAX
+from kamacache.store.near import VALUE_BYTES_MAX, NearEntry
 from tests.store.shards import Shard
 
 
-def entry(size: int) -> tuple[bytes, memoryview, int, int, float, memoryview]:
-    none = memoryview(bytes(8)).cast("Q")
-    return b"v" * size, none, 0, 0, 0.0, none
+def entry(size: int) -> NearEntry:
+    return b"v" * size, memoryview(bytes(8)).cast("Q"), 0, 0, 0.0, bytearray(1)
 
 
 def kept_bytes(near: NearCache) -> int:

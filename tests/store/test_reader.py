@@ -12,8 +12,8 @@ import pytest
 
 from kamacache.config import EVICTIONS
 from kamacache.hashing import home_slot, second_slot, shard_hash, worker_of
-from kamacache.limits import NEAR_VALID_MS_MAX
-from kamacache.store import NEGATIVE, Lookup, NearCache, make_lookup
+from kamacache.limits import NEAR_VALID_MS_MAX, SERVE_UNTIL_BELIEVED_MS
+from kamacache.store import NEGATIVE, Answer, Lookup, NearCache, make_lookup
 from kamacache.store.arena import private_arena
 from kamacache.store.eviction import touch_of
 from kamacache.store.layout import geometry
@@ -149,6 +149,94 @@ def test_nothing_is_read_past_serve_until(shard: Shard) -> None:
     until[0] = 0  # the node stopped: noticed when what was seen runs out, at most 2 s later
     shard.clock.now_ms += 2_000
     assert lookup.get(b"k") is near.get(b"k") is None
+
+
+def test_a_batch_reads_nothing_past_serve_until_near_or_not(shard: Shard) -> None:
+    until = memoryview(bytearray(8)).cast("Q")
+    until[0] = shard.clock.now_ms + 1_000
+    near = shard.open_lookup(NearCache(10, 1_000), serve_until=until)
+    shard.writer.put(b"k", b"v")
+    assert near.many([b"k", b"k"]) == near.many([b"k", b"k"]) == [b"v", b"v"]
+    assert near.counts()[:2] == (3, 1)
+    shard.clock.now_ms += 1_000
+    assert near.many([b"k", b"k"]) == [None, None]
+    until[0] += 2_000
+    assert near.many([b"k", b"k"]) == [b"v", b"v"]
+
+
+@pytest.mark.parametrize("near", [False, True])
+def test_after_a_sleep_of_the_machine_values_expire_within_100_ms_awake(
+    shard: Shard, near: bool
+) -> None:
+    awake_s = 50.0  # a clock that stands while the machine sleeps
+    lookup = make_lookup(
+        (shard.arena,),
+        hash_seed=SEED,
+        touch=touch_of(shard.eviction),
+        near=NearCache(10, 10_000) if near else None,
+        clock_s=shard.clock.s,
+        tick_s=lambda: awake_s,
+    )
+    shard.writer.put(b"k", b"v", shard.clock.now_ms + 1_000)
+    shard.writer.put(b"forever", b"v")
+    assert lookup.get(b"k") == lookup.get(b"k") == lookup.get(b"forever") == b"v"
+    shard.clock.now_ms += 999
+    awake_s += 0.999
+    assert lookup.get(b"k") == b"v"
+    shard.clock.now_ms += 1
+    awake_s += 0.001
+    assert lookup.get(b"k") is None
+    shard.writer.put(b"k", b"v", shard.clock.now_ms + 60_000)
+    assert lookup.get(b"k") == b"v"
+    shard.clock.now_ms += 3_600_000
+    awake_s += NEAR_VALID_MS_MAX / 1000 if near else SERVE_UNTIL_BELIEVED_MS / 1000
+    assert lookup.get(b"k") is None
+    assert lookup.get(b"forever") == b"v"
+
+
+@pytest.mark.parametrize("key_bytes", [1, 63, 64, 65, 1_024])
+@pytest.mark.parametrize("kind", ["plain", "expires", "negative", "expires, negative"])
+def test_every_kind_of_record_is_read_under_every_length_of_key(
+    shard: Shard, key_bytes: int, kind: str
+) -> None:
+    key = b"k" * key_bytes
+    expiry_ms = shard.clock.now_ms + 1_000 if "expires" in kind else 0
+    shard.writer.put(key, b"value", expiry_ms, negative="negative" in kind)
+    expected: Answer = NEGATIVE if "negative" in kind else b"value"
+    for lookup in (shard.lookup, shard.near, shard.near):
+        assert lookup.get(key) == lookup.get(key.decode()) == expected
+        assert lookup.get(key[:-1]) is lookup.get(key + b"k") is None
+    shard.clock.now_ms += 1_000
+    expected = None if expiry_ms else expected
+    for lookup in (shard.lookup, shard.near):
+        assert lookup.get(key) == expected
+
+
+def test_a_key_that_another_one_begins_with_is_not_taken_for_it() -> None:
+    shard = Shard()
+    shard.writer.put(b"long key", b"v")
+    slot = next(slot for slot, word in enumerate(shard.arena.index) if word)
+    digest = shard_hash(b"long", SEED)
+    home = home_slot(digest, shard.geometry.slots)
+    shard.arena.index[home] = digest >> 48 << 48 | shard.arena.index[slot] & (1 << 48) - 1
+    assert shard.lookup.get(b"long") is shard.near.get(b"long") is None
+
+
+def test_absent_keys_longer_than_what_follows_a_record_are_absent() -> None:
+    shard = Shard()
+    number = 0
+    while shard.writer.stats()["evictions"] == 0:  # up to the last byte of the file
+        shard.writer.put(b"%d" % number, b"v" * 40)
+        number += 1
+    for number in range(3_000):
+        assert shard.lookup.get(b"%d" % number + b"k" * 1_000) is None
+
+
+@pytest.mark.parametrize("key", [None, 5, bytearray(b"k"), memoryview(b"k"), [], "\ud800", "", b""])
+def test_what_is_no_key_is_left_to_the_owner(shard: Shard, key: object) -> None:
+    shard.writer.put(b"k", b"v")
+    assert shard.lookup.get(key) is shard.near.get(key) is None
+    assert shard.lookup.get(b"k" * 1_025) is None
 
 
 def test_not_found_is_told_from_absent_and_never_kept_near(shard: Shard) -> None:
