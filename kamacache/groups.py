@@ -187,7 +187,7 @@ class Group:
 
     # -- one key --------------------------------------------------------------------------------
 
-    def get(self, key: Key, default: Any = _RAISE, *, timeout: float | None = None) -> Any:
+    def get(self, key: Key, default: Any = _RAISE, timeout: float | None = None) -> Any:
         """Return a key's value, loaded if need be.
 
         Raises `KeyNotFoundError` (a KeyError) for a key that the getter does not know, or returns
@@ -220,7 +220,7 @@ class Group:
                 found = self._started().get(data, deadline_s)
         return self._answer(data, found, default)
 
-    async def aget(self, key: Key, default: Any = _RAISE, *, timeout: float | None = None) -> Any:
+    async def aget(self, key: Key, default: Any = _RAISE, timeout: float | None = None) -> Any:
         """As `get`; never blocks the loop, and a hit does not even yield to it."""
         try:
             value = self._lookup(key)
@@ -500,12 +500,16 @@ class Group:
 
     def _look_up_many(self, keys: Iterable[K]) -> tuple[dict[K, Any], dict[bytes, list[K]]]:
         """Return the values that memory holds, and the other keys as given, by their bytes."""
+        asked = list(dict.fromkeys(_keys(keys)))
+        answers = self._started().lookup_many(asked)
+        decode = self._decode
+        if decode is None and set(map(type, answers)) <= _BYTES:
+            return dict(zip(asked, answers, strict=True)), {}
         found: dict[K, Any] = {}
         missing: dict[bytes, list[K]] = {}
-        asked = list(dict.fromkeys(_keys(keys)))
-        for key, value in zip(asked, self._started().lookup_many(asked), strict=True):
+        for key, value in zip(asked, answers, strict=True):
             if isinstance(value, bytes):
-                found[key] = self._value(value)
+                found[key] = value if decode is None else self._value(value)
             elif value is None:
                 missing.setdefault(key_bytes(key), []).append(key)
         return found, missing

@@ -154,6 +154,31 @@ def test_many_keys_come_back_under_the_names_they_were_asked_by(
     assert sorted(database.asked) == ["Jack", "nobody"]
 
 
+@pytest.mark.parametrize(("codec", "value"), [("bytes", b"v"), ("json", ["v"])])
+@pytest.mark.parametrize("near_cache_items", [0, 100])
+def test_keys_that_are_all_in_memory_come_back_decoded_and_are_counted_once(
+    codec: str, value: Any, near_cache_items: int
+) -> None:
+    group = Group("all", codec=codec, near_cache_items=near_cache_items)
+    keys = [f"k{number}" for number in range(50)]
+    group.set_many(dict.fromkeys(keys, value))
+    for _ in range(3):
+        assert group.get_many(iter(keys + keys)) == dict.fromkeys(keys, value)
+    stats = group.stats()
+    assert (stats["near_hits"], stats["memory_hits"]) in ((100, 50), (0, 150))
+    assert group.get_many([]) == {}
+
+
+@pytest.mark.parametrize("codec", ["bytes", "json"])
+def test_default_and_timeout_are_taken_by_name_and_by_place(codec: str) -> None:
+    group = Group("args", codec=codec, getter=lambda key: {}[key])
+    assert group.get("nobody", None, 5) is group.get("nobody", default=None, timeout=5) is None
+    with pytest.raises(KeyNotFoundError):
+        group.get("nobody", timeout=5)
+    with pytest.raises(ConfigError, match="timeout"):
+        group.get("nobody", None, -1)
+
+
 def test_many_keys_are_loaded_by_one_call_of_getter_many() -> None:
     calls: list[list[str]] = []
 
