@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import kamacache
+from kamacache.node.readable import wait_readable
 from tests.node_process import ROOT
 
 ANSWER_S = 30.0
@@ -43,7 +43,7 @@ class AttachedProcess:
     def answer(self, deadline_s: float = ANSWER_S) -> Any:
         """Return the answer: bytes come as text, errors as ``{"error": class name}``."""
         assert self.process.stdout is not None
-        readable, _, _ = select.select([self.process.stdout], [], [], deadline_s)
+        readable = wait_readable((self.process.stdout.fileno(),), deadline_s)
         assert readable, f"no answer within {deadline_s} s"
         line = self.process.stdout.readline()
         assert line, "the attached process ended"

@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import random
-import select
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import kamacache
+from kamacache.node.readable import wait_readable
 from tests.cluster_app import NODE, PLACE, Database
 from tests.history import Journal, Read, Write, now
 from tests.node_process import ROOT
@@ -120,7 +120,7 @@ class Driver:
     def answer(self, deadline_s: float = ANSWER_S) -> Any:
         """Return what it has to say."""
         assert self.process.stdout is not None
-        readable, _, _ = select.select([self.process.stdout], [], [], deadline_s)
+        readable = wait_readable((self.process.stdout.fileno(),), deadline_s)
         assert readable, f"driver {self.name}: no answer within {deadline_s} s"
         line = self.process.stdout.readline()
         assert line, f"driver {self.name} ended"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from typing import Self
 
 import psutil
 
+from kamacache.node.readable import wait_readable
 from kamacache.rundir.description import NodeDescription, read_description
 
 READY_LINE = re.compile(
@@ -67,7 +67,7 @@ class NodeProcess:
     def await_ready(self, deadline_s: float = 20.0) -> re.Match[str]:
         """Return the match of the ready line; fails with the log when it does not come."""
         assert self.process.stdout is not None
-        readable, _, _ = select.select([self.process.stdout], [], [], deadline_s)
+        readable = wait_readable((self.process.stdout.fileno(),), deadline_s)
         assert readable, f"no ready line within {deadline_s} s\n{self.log}"
         line = self.process.stdout.readline().decode().rstrip("\n")
         match = READY_LINE.fullmatch(line)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import select
 import signal
 import sys
 import time
@@ -23,6 +22,7 @@ from setproctitle import setproctitle
 from kamacache.config import GroupSpec
 from kamacache.getters import Loadable
 from kamacache.node.exits import NodeEndError, flush_streams
+from kamacache.node.readable import wait_readable
 from kamacache.node.signals import SignalQueue, reset_in_child, signals_held
 from kamacache.rundir import context
 from kamacache.rundir.context import EXIT_APP, EXIT_OK
@@ -131,7 +131,7 @@ def _collect(target: str, read: int, signals: SignalQueue, deadline_s: float) ->
     answer = b""
     while len(answer) < PROBE_ANSWER_BYTES_MAX:
         left_s = deadline_s - time.monotonic()
-        readable, _, _ = select.select([read, signals.fileno()], [], [], max(left_s, 0))
+        readable = wait_readable((read, signals.fileno()), left_s)
         if any(number in _STOPPING for number in signals.take()):
             raise NodeEndError(EXIT_OK, "told to stop while the app was being loaded")
         if read in readable:

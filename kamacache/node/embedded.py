@@ -17,7 +17,6 @@ import asyncio
 import atexit
 import contextlib
 import os
-import select
 import shutil
 import signal
 import sys
@@ -37,6 +36,7 @@ from kamacache.limits import BOOT_FAILURES_MAX, BOOT_TIMEOUT_S, DRAIN_TIMEOUT_S
 from kamacache.node.address import parse_address
 from kamacache.node.exits import NodeEndError, flush_streams, why_no_node
 from kamacache.node.place import find_place
+from kamacache.node.readable import wait_readable
 from kamacache.node.settings import (
     READERS,
     NodeSettings,
@@ -223,7 +223,7 @@ class Node:
             signal.signal(number, lambda number, frame: told.append(number))
         try:
             while not told:
-                readable, _, _ = select.select([self._pidfd, read], [], [])
+                readable = wait_readable((self._pidfd, read))
                 if self._pidfd in readable:
                     return self._reaped()
                 os.read(read, 64)
@@ -313,7 +313,7 @@ class Node:
     def _await_ready(self, read: int) -> None:
         deadline_s = time.monotonic() + BOOT_TIMEOUT_S * BOOT_FAILURES_MAX
         left_s = max(deadline_s - time.monotonic(), 0)
-        readable, _, _ = select.select([read], [], [], left_s)
+        readable = wait_readable((read,), left_s)
         data = os.read(read, _REPORT_BYTES_MAX) if readable else b""
         if not data:
             raise NodeUnavailableError(
@@ -347,7 +347,7 @@ class Node:
         for send, wait_s in ((number, STOP_WAIT_S), (signal.SIGKILL, STOP_WAIT_S)):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, send)
-            if select.select([self._pidfd], [], [], wait_s)[0]:
+            if wait_readable((self._pidfd,), wait_s):
                 break
         self._reaped()
 

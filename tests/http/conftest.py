@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -50,6 +51,13 @@ async def serving(node: NodeProcess, *groups: str, **settings: Any) -> AsyncIter
         yield server
     finally:
         await server.stop()
+
+
+@pytest.fixture(autouse=True)
+def _no_attachment_left() -> Iterator[None]:
+    """An attachment is some 80 descriptors, until the garbage collector comes by."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(name="gate_of")
