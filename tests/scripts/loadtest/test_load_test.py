@@ -170,7 +170,7 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("loop", [(), ("--rate", 100)])
+@pytest.mark.parametrize("loop", [pytest.param((), marks=pytest.mark.soak), ("--rate", 100)])
 def test_a_redis_that_dies_midway(short_dir: Path, tmp_path: Path, loop: tuple[object]) -> None:
     path = tmp_path / "out.json"
     with (
@@ -191,7 +191,9 @@ def test_a_redis_that_dies_midway(short_dir: Path, tmp_path: Path, loop: tuple[o
     assert found["seconds"] < 40
 
 
-@pytest.mark.parametrize(("scheme", "concurrency"), [("local", 1), ("grpc", 4)])
+@pytest.mark.parametrize(
+    ("scheme", "concurrency"), [("local", 1), pytest.param("grpc", 4, marks=pytest.mark.soak)]
+)
 def test_a_node_that_dies_midway(short_dir: Path, scheme: str, concurrency: int) -> None:
     with (
         loadtest_node(short_dir) as (node, process),
