@@ -283,6 +283,9 @@ class LoadTest:
         if errors and failed is None and not interrupted:
             failed = str(errors[0])
             self._code = EXIT_DIED if errors[0].target else EXIT_FAILED
+        if tally.errors and not tally.operations and failed is None and not interrupted:
+            # A round of a comparison may be over before the time for which `_watch` waits.
+            failed = f"died midway: every request of a round ended with an error ({_why(tally)})"
         result = RoundResult(
             target=side.target.name,
             round=round_,
@@ -336,10 +339,9 @@ class LoadTest:
                 sampled_s = now_s
                 usage.sample()
             if failed is None and is_dead(tally, now_s):
-                why = tally.sentences[0] if tally.sentences else "no reason was told"
                 failed = (
                     f"died midway: for {now_s - tally.success_s:.0f} s every request ended with "
-                    f"an error ({why})"
+                    f"an error ({_why(tally)})"
                 )
             if not told and (failed or self._stop.is_set()):
                 told = True
@@ -379,6 +381,10 @@ class LoadTest:
             rounds=sorted(self._rounds, key=lambda found: (found.round, order[found.target])),
             notes=notes[: limits.NOTES_MAX],
         )
+
+
+def _why(tally: Tally) -> str:
+    return tally.sentences[0] if tally.sentences else "no reason was told"
 
 
 async def run_test(options: Options, view: View) -> Outcome:

@@ -191,6 +191,24 @@ def test_a_redis_that_dies_midway(short_dir: Path, tmp_path: Path, loop: tuple[o
     assert found["seconds"] < 40
 
 
+def test_a_target_of_a_comparison_that_dies_ends_it(short_dir: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    with (
+        redis_server(short_dir) as (first, _),
+        redis_server(other) as (second, pid),
+        load_test(
+            "--compare", f"{first};{second}", "--keys", 100, "--duration", 0.5, "--rounds", 100,
+            "--warmup", 0,
+        ) as command,
+    ):  # fmt: skip
+        command.await_output("2 of 100")
+        kill(pid)
+        code = command.await_end()
+    assert code == 70, command.output
+    assert "died midway" in command.output
+
+
 @pytest.mark.parametrize(
     ("scheme", "concurrency"), [("local", 1), pytest.param("grpc", 4, marks=pytest.mark.soak)]
 )
