@@ -90,8 +90,9 @@ async def test_a_cancelled_caller_harms_nobody(worker: Running) -> None:
 
 
 def asked(links: AsyncWorkerLinks, *keys: bytes, seconds: float = 5) -> list[asyncio.Task[Any]]:
-    """Begin gets in one turn of the loop."""
-    return [asyncio.create_task(links.get("g", key, soon(seconds))) for key in keys]
+    """Begin gets in one turn of the loop, with one deadline: of some that differ are two frames."""
+    until_s = soon(seconds)
+    return [asyncio.create_task(links.get("g", key, until_s)) for key in keys]
 
 
 async def connected(links: AsyncWorkerLinks) -> None:
