@@ -133,7 +133,7 @@ def test_all_targets_in_turn(short_dir: Path, tmp_path: Path) -> None:
     assert result["arguments"]["seed"] == 1
 
 
-@pytest.mark.parametrize("concurrency", [1, 8])
+@pytest.mark.parametrize("concurrency", [pytest.param(1, marks=pytest.mark.soak), 8])
 def test_open_loop_keeps_its_rate(short_dir: Path, tmp_path: Path, concurrency: int) -> None:
     with redis_server(short_dir) as (redis, _):
         code, output = finished(
@@ -230,6 +230,7 @@ def test_a_node_that_dies_midway(short_dir: Path, scheme: str, concurrency: int)
     assert "NodeUnavailableError" in command.output
 
 
+@pytest.mark.soak
 def test_a_worker_that_comes_back_does_not_end_the_test(short_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "out.json"
     with (
@@ -250,7 +251,7 @@ def test_a_worker_that_comes_back_does_not_end_the_test(short_dir: Path, tmp_pat
     assert [use["ended"] for use in found["use"] if use["role"] == "worker 0"].count(True) == 1
 
 
-@pytest.mark.parametrize("loop", [(), ("--rate", 100)])
+@pytest.mark.parametrize("loop", [pytest.param((), marks=pytest.mark.soak), ("--rate", 100)])
 def test_ctrl_c_ends_with_what_was_measured(
     short_dir: Path, tmp_path: Path, loop: tuple[object]
 ) -> None:
@@ -304,6 +305,7 @@ def test_a_load_process_that_is_killed_ends_the_test(short_dir: Path) -> None:
     assert "ended by signal SIGKILL" in command.output
 
 
+@pytest.mark.soak
 def test_load_processes_die_with_a_parent_that_is_killed(
     short_dir: Path, wait_until: Callable[..., None]
 ) -> None:
