@@ -20,7 +20,14 @@ TIMEOUT_S = 5.0
 WORKERS = ("worker 0", "worker 1")
 
 
-@pytest.mark.parametrize("roles", [WORKERS, ("front 0",), (*WORKERS, "front 0")], ids="-".join)
+@pytest.mark.parametrize(
+    "roles",
+    [
+        pytest.param(WORKERS, marks=pytest.mark.soak, id="workers"),
+        pytest.param(("front 0",), marks=pytest.mark.soak, id="front"),
+        pytest.param((*WORKERS, "front 0"), id="workers and front"),
+    ],
+)
 def test_kill_of_roles_gives_no_wrong_value(
     make_cluster: MakeCluster, roles: tuple[str, ...]
 ) -> None:
