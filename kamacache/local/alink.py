@@ -17,25 +17,11 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
-from kamacache.limits import (
-    REQUESTS_PER_CONNECTION_MAX,
-)
-from kamacache.local.exchange import (
-    checked,
-    value_of,
-)
+from kamacache.limits import REQUESTS_PER_CONNECTION_MAX
+from kamacache.local.exchange import checked, value_of
 from kamacache.local.looplink import LoopLink
-from kamacache.local.waiting import (
-    LostError,
-)
-from kamacache.wire.messages import (
-    Answers,
-    Get,
-    Gets,
-    Reply,
-    Request,
-    Values,
-)
+from kamacache.local.waiting import LostError
+from kamacache.wire.messages import Answers, Get, Gets, Reply, Request, Values
 from kamacache.wire.parts import append, rest_of
 
 

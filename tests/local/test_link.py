@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import select
 import socket
 import threading
 import time
@@ -21,6 +20,7 @@ from kamacache.local.alink import AsyncWorkerLinks
 from kamacache.local.exchange import LOST_MAX
 from kamacache.local.link import WorkerLinks, call_all
 from kamacache.local.looplink import LoopLink
+from kamacache.node.readable import wait_readable
 from kamacache.wire.frames import FrameReader, frame
 from kamacache.wire.messages import (
     Done,
@@ -202,7 +202,7 @@ def dying(folder: Path, deaths: int) -> Iterator[None]:
 
     def serve(listener: socket.socket) -> None:
         for _ in range(deaths):
-            assert select.select([listener], [], [], 10)[0]
+            assert wait_readable((listener.fileno(),), 10)
             successor = listening(folder)
             listener.close()
             listener = successor

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import select
 import signal
 import sys
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from kamacache.clock import boottime_ms, boottime_s
 from kamacache.config import GroupSpec
+from kamacache.node.readable import wait_readable
 from kamacache.store import (
     NEGATIVE,
     Answer,
@@ -212,7 +212,7 @@ def kill(setting: Setting) -> dict[str, object]:
         os.close(send_fd)
         try:
             with os.fdopen(receive_fd, "rb") as pipe:
-                ready, _, _ = select.select([pipe], [], [], REPORT_DEADLINE_S)
+                ready = wait_readable((pipe.fileno(),), REPORT_DEADLINE_S)
                 line = pipe.readline() if ready else b""
             if line:
                 reports.append(json.loads(line))
