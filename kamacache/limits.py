@@ -50,6 +50,12 @@ RESTART_BACKOFF_MAX_S: Final = 10.0
 PULSE_EVERY_S: Final = 5.0  # how often the supervisor pings each worker
 HUNG_WORKER_S: Final = 60.0  # a worker whose loop answers no ping for so long is killed
 BOOT_FAILURES_MAX: Final = 3  # deaths before ready, in a row, that end the node with exit code 3
+SLOW_LOAD_MS_MAX: Final = 3_600_000  # that --slow-load-ms may be set to
+
+# A warm restart.
+WARM_RESTART_DOWNTIME_S: Final = 60.0  # shards of a node that stopped longer ago are thrown away
+WARM_RESTART_DOWNTIME_MAX_S: Final = 3_600.0  # that this may be set to
+WARM_SETTLE_S: Final = 3.0  # for the other nodes to tell what they wrote meanwhile
 
 # Peers: the other nodes of a cluster.
 MEMBERS_MAX: Final = 1_024  # nodes of one cluster

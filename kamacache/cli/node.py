@@ -20,7 +20,13 @@ import click
 
 import kamacache
 from kamacache.errors import ConfigError
-from kamacache.limits import FRONTS_MAX, WORKERS_MAX
+from kamacache.limits import (
+    FRONTS_MAX,
+    SLOW_LOAD_MS_MAX,
+    WARM_RESTART_DOWNTIME_MAX_S,
+    WARM_RESTART_DOWNTIME_S,
+    WORKERS_MAX,
+)
 from kamacache.node.exits import NodeEndError, why_no_node
 from kamacache.node.settings import (
     ENVIRONMENT_PREFIX,
@@ -124,6 +130,39 @@ once.
     help="This node's name in the cluster, by which the others reach it. Default: --listen.",
 )
 @click.option("--api", metavar="HOST:PORT", help="Where HTTP listens. Default: no HTTP.")
+@click.option(
+    "--slow-load-ms",
+    type=click.IntRange(0, SLOW_LOAD_MS_MAX),
+    metavar="MS",
+    help="Log loads that take longer. Default: none.",
+)
+@click.option(
+    "--warm-restart-max-downtime",
+    type=click.FloatRange(0, WARM_RESTART_DOWNTIME_MAX_S),
+    metavar="SECONDS",
+    help="A node that TERM stopped leaves its shards for one that starts within this time; 0: "
+    f"never. Default: {WARM_RESTART_DOWNTIME_S:g}.",
+)
+@click.option("--tls-cert", metavar="FILE", help="This node's certificate, with its chain (PEM).")
+@click.option("--tls-key", metavar="FILE", help="The key of --tls-cert (PEM, not encrypted).")
+@click.option(
+    "--tls-ca",
+    metavar="FILE",
+    help="Certificates (PEM) from which those of the other nodes must come.",
+)
+@click.option(
+    "--tls-client-ca",
+    metavar="FILE",
+    help="Certificates (PEM) from which every client's must come: mutual TLS.",
+)
+@click.option(
+    "--tokens", metavar="FILE", help="TOML file of tokens, and the groups that each may use."
+)
+@click.option(
+    "--peer-secret",
+    metavar="FILE",
+    help="A secret by which the nodes of a cluster know each other; the same on all of them.",
+)
 @click.version_option(kamacache.__version__, prog_name="kamacache-node")
 def command(config: str | None, **flags: Any) -> None:
     """Run a cache node on this host: worker processes that hold groups in shared memory.

@@ -49,6 +49,7 @@ class Child:
     asks_to_end: bool = False  # a SIGTERM came to the process itself
     words_fd: int = -1  # where we and the process tell each other words; -1: it is gone
     boot_deadline_s: float = 0.0
+    started_ms: int = 0  # CLOCK_BOOTTIME of the last fork
     start_at_s: float = 0.0  # when to fork it, where it does not run
     boot_failures: int = 0
     restarts: int = 0
@@ -60,8 +61,9 @@ class Child:
         """The role and its number, for people."""
         return f"{self.role} {self.index}"
 
-    def forked(self, pid: int, words_fd: int, boot_deadline_s: float) -> None:
+    def forked(self, pid: int, words_fd: int, boot_deadline_s: float, started_ms: int = 0) -> None:
         """Note the process that now has this place."""
+        self.started_ms = started_ms
         self.pid, self.words_fd, self.boot_deadline_s = pid, words_fd, boot_deadline_s
         self.ready, self.failure, self._line = False, None, b""
         self.idle = self.asks_to_end = False

@@ -41,6 +41,7 @@ from kamacache.rundir.layout import (
     own_folder,
     share_files,
 )
+from kamacache.rundir.live import write_live
 
 LOCK_WAIT_S: Final = 1.0
 _PAGE_BYTES: Final = 4096
@@ -107,6 +108,7 @@ class Estate:
         self._reserve_memory(listen, api)
         self._write_membership()
         own_folder(self._sockets_dir, "run_dir", gid=settings.socket_gid)
+        write_live(self._sockets_dir, settings.live(0))
         self.control.extend()  # who finds node.json finds a node that serves
         write_description(self._run_dir, self.description, gid=settings.socket_gid)
 

@@ -18,11 +18,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from kamacache.errors import ConfigError
-from kamacache.limits import FRONTS_MAX, WORKERS_MAX
+from kamacache.limits import (
+    FRONTS_MAX,
+    SLOW_LOAD_MS_MAX,
+    WARM_RESTART_DOWNTIME_MAX_S,
+    WARM_RESTART_DOWNTIME_S,
+    WORKERS_MAX,
+)
 from kamacache.node.address import Address, parse_address
 from kamacache.node.group_options import Fields, group_fields, nearest, parse_group
 from kamacache.node.place import Place, find_place
 from kamacache.rundir.layout import SHM_ROOT, default_run_dir
+from kamacache.rundir.live import LiveSettings, SecurityFiles
 
 ENVIRONMENT_PREFIX: Final = "KAMACACHE_"
 LISTEN_DEFAULT: Final = "127.0.0.1:8001"
@@ -49,6 +56,18 @@ class NodeSettings:
     socket_gid: int | None = None
     log_level: str = "info"
     log_format: str = "console"
+    slow_load_ms: int = 0  # 0: no load is logged for being slow
+    security: SecurityFiles = field(default_factory=SecurityFiles)
+    warm_restart_max_downtime_s: float = 0  # 0: the shards go with the node
+
+    def live(self, number: int) -> LiveSettings:
+        """Return what the roles are told of them, as of this reload."""
+        return LiveSettings(
+            number=number,
+            log_level=self.log_level,
+            slow_load_ms=self.slow_load_ms,
+            security=self.security,
+        )
 
 
 def workers_default() -> int:
@@ -71,6 +90,24 @@ def _whole(least: int, most: int) -> Callable[[str, Any], int]:
         return count
 
     return read
+
+
+def _seconds(most: float) -> Callable[[str, Any], float]:
+    def read(name: str, value: Any) -> float:
+        try:
+            seconds = float(value) if isinstance(value, str | int | float) else -1.0
+        except ValueError:
+            seconds = -1.0
+        if isinstance(value, bool) or not 0 <= seconds <= most:  # "not a number" is neither
+            raise _bad(name, value, f"give seconds from 0 to {most:g}")
+        return seconds
+
+    return read
+
+
+def _path(name: str, value: Any) -> str | None:
+    text = _text(name, value)
+    return os.path.abspath(text) if text else None
 
 
 def _text(name: str, value: Any) -> str:
@@ -126,6 +163,9 @@ READERS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "discover": _text,
     "advertise": _text,
     "api": _text,
+    "slow_load_ms": _whole(0, SLOW_LOAD_MS_MAX),
+    "warm_restart_max_downtime": _seconds(WARM_RESTART_DOWNTIME_MAX_S),
+    **dict.fromkeys(SecurityFiles.__struct_fields__, _path),
 }
 
 
@@ -202,6 +242,13 @@ def from_layers(
         socket_gid=group_id(values.get("socket_group")),
         log_level=values.get("log_level", "info"),
         log_format=values.get("log_format", "console"),
+        slow_load_ms=values.get("slow_load_ms", 0),
+        security=SecurityFiles(
+            **{name: values.get(name) for name in SecurityFiles.__struct_fields__}
+        ),
+        warm_restart_max_downtime_s=values.get(
+            "warm_restart_max_downtime", WARM_RESTART_DOWNTIME_S
+        ),
     )
 
 

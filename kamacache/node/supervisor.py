@@ -31,6 +31,7 @@ from typing import Final, NoReturn
 import structlog
 from setproctitle import setproctitle
 
+from kamacache.clock import boottime_ms
 from kamacache.errors import ConfigError
 from kamacache.getters import Loadable
 from kamacache.limits import (
@@ -51,6 +52,7 @@ from kamacache.node.stopping import How, Stopping
 from kamacache.rundir import context
 from kamacache.rundir.context import EXIT_OK, EXIT_ROLE, WORD_DRAIN, WORD_END, RoleContext
 from kamacache.rundir.layout import RunDir
+from kamacache.rundir.roster import Roster, RosterRole, State, write_roster
 
 FOLD_EVERY_S: Final = 10.0
 SAME_SIGNAL_S: Final = 0.25
@@ -91,6 +93,9 @@ class Supervisor:
         self._signalled_s: dict[int, float] = {}  # when each signal to end came last
         self._told_ready = False
         self._started_s = time.monotonic()
+        self._began_ms = boottime_ms()
+        self._live = settings.live(0)
+        self._roster: Roster | None = None  # as it was written last
         self._pulses: dict[int, Pulse] = {}  # of the workers that are ready, by index
         self._next_extend_s = self._next_fold_s = self._next_pulse_s = 0.0
 
@@ -181,6 +186,7 @@ class Supervisor:
         if now_s >= self._next_pulse_s and not self._stopping:
             self._feel_pulses(now_s)
             self._next_pulse_s = now_s + PULSE_EVERY_S
+        self._tell_roster()
         wake_s = self._next_extend_s
         if self._stopping:
             wake_s = min(wake_s, self._stopping.tick(now_s))
@@ -212,7 +218,7 @@ class Supervisor:
             child.failure = EXIT_ROLE, f"cannot fork: {error.strerror}"
             self._note_death(child, EXIT_ROLE)
             return
-        child.forked(pid, words_fd, now_s + BOOT_TIMEOUT_S)
+        child.forked(pid, words_fd, now_s + BOOT_TIMEOUT_S, boottime_ms())
         self._selector.register(words_fd, selectors.EVENT_READ, lambda: self._on_words(child))
 
     def _become(self, child: Child, our_fd: int, its_fd: int) -> NoReturn:
@@ -231,6 +237,7 @@ class Supervisor:
                 groups=self._groups,
                 run_dir_is_temporary=self._temporary,
                 socket_gid=self._settings.socket_gid,
+                live=self._live,
             )
             inherited = [
                 our_fd,
@@ -345,6 +352,31 @@ class Supervisor:
             pid=description.pid,
         )
         self._on_ready(line)
+
+    def _tell_roster(self) -> None:
+        """Write down who runs, where that has changed."""
+        state: State = "stopping" if self._stopping else "ready" if self._told_ready else "starting"
+        roles = [
+            RosterRole(
+                role=child.role,
+                index=child.index,
+                pid=child.pid,
+                ready=child.ready,
+                restarts=child.restarts,
+                started_ms=child.started_ms,
+            )
+            for child in self._children
+        ]
+        roster = Roster(state=state, pid=os.getpid(), began_ms=self._began_ms, roles=roles)
+        if roster == self._roster:
+            return
+        try:
+            write_roster(
+                self._estate.description.sockets_dir, roster, gid=self._settings.socket_gid
+            )
+        except OSError as error:  # nobody's service depends on it
+            log.warning("the roster cannot be written", why=str(error))
+        self._roster = roster
 
     # ------------------------------------------------------------------ stopping
 

@@ -5,6 +5,8 @@
     DIR/supervisor.lock          lockf by the supervisor: one node per run directory
     DIR/node.json                what runs here, written when the shards exist
     DIR/<epoch>/worker-<i>.sock  where worker i listens
+    DIR/<epoch>/live.json        the settings that a reload may change
+    DIR/<epoch>/roster.json      which processes run
     SHM/<epoch>/control          serve-until and the like, one word each
     SHM/<epoch>/counters         hit counters of attached processes
     SHM/<epoch>/<group>-<i>.*    the shards

@@ -5,22 +5,24 @@ pair of the two, open as long as the role lives::
 
     role ──► supervisor    ready | failed <code> <reason> | term | idle
     supervisor ──► worker  drain | end
+    supervisor ──► role    reload
 
 ``term``: a SIGTERM came; the supervisor decides what follows. ``drain``: begin no load but for
 loads that run; ``idle``: none runs any more; ``end``: leave now. A worker without loads waits for
-``end``, since another worker's load may still ask it.
+``end``, since another worker's load may still ask it. ``reload``: live.json has changed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from kamacache.limits import DRAIN_TIMEOUT_S
 from kamacache.rundir.description import NodeDescription
 from kamacache.rundir.layout import RunDir
+from kamacache.rundir.live import LiveSettings
 
 Role = Literal["worker", "front", "agent", "http"]
 
@@ -34,6 +36,7 @@ WORD_TERM: Final = "term"
 WORD_IDLE: Final = "idle"
 WORD_DRAIN: Final = "drain"
 WORD_END: Final = "end"
+WORD_RELOAD: Final = "reload"
 
 LINE_BYTES_MAX: Final = 4000  # far below a socket's buffer, so that one write is whole
 FAILURE_CHARS_MAX: Final = 900  # of up to 4 bytes each
@@ -78,6 +81,7 @@ class RoleContext:
     run_dir_is_temporary: bool = False  # made for this node alone: goes with it
     socket_gid: int | None = None  # group that may connect; None: the owner alone
     drain_timeout_s: float = DRAIN_TIMEOUT_S
+    live: LiveSettings = field(default_factory=LiveSettings)  # when the role was forked
 
     @property
     def socket_path(self) -> str:

@@ -49,6 +49,9 @@ def test_every_setting_is_known_to_the_file_by_both_spellings(file_of: FileOf) -
         "group": "['a:1MiB']", "run_dir": "'/tmp/r'", "shm_dir": "'/tmp/s'",
         "socket_group": "'0'", "insecure": "true", "log_level": "'debug'",
         "log_format": "'json'", "peers": "[]", "discover": "''", "advertise": "''", "api": "''",
+        "slow_load_ms": "100", "warm_restart_max_downtime": "30.5", "tls_cert": "'/c'",
+        "tls_key": "'/k'", "tls_ca": "'/a'", "tls_client_ca": "'/l'", "tokens": "'/t'",
+        "peer_secret": "'/p'",
     }  # fmt: skip
     assert set(values) == set(READERS)
     under = settings(file_of("\n".join(f"{name} = {value}" for name, value in values.items())))
@@ -58,6 +61,8 @@ def test_every_setting_is_known_to_the_file_by_both_spellings(file_of: FileOf) -
     assert under == dashed
     assert under.groups == {"a": {"cache_bytes": 1 << 20}}
     assert under.shm_dir == Path("/tmp/s")
+    assert under.security.tls_client_ca == "/l"
+    assert under.warm_restart_max_downtime_s == 30.5
     assert under.socket_gid == 0
 
 
