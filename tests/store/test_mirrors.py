@@ -363,6 +363,7 @@ def test_a_put_that_stores_nothing_is_a_write_later_than_all_before_it(shard: Sh
 @pytest.mark.parametrize(
     "version",
     [-1, VERSION_MAX + 1, VERSION_MAX, (time.time_ns() >> 8) + VERSIONS_AHEAD_MAX + (1 << 40)],
+    ids=["negative", "too large", "the last", "far ahead"],
 )
 def test_a_version_that_no_clock_issues_is_refused_and_changes_nothing(
     shard: Shard, version: int
