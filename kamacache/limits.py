@@ -50,6 +50,10 @@ RESTART_BACKOFF_MAX_S: Final = 10.0
 PULSE_EVERY_S: Final = 5.0  # how often the supervisor pings each worker
 HUNG_WORKER_S: Final = 60.0  # a worker whose loop answers no ping for so long is killed
 BOOT_FAILURES_MAX: Final = 3  # deaths before ready, in a row, that end the node with exit code 3
+NOTIFY_UNSENT_MAX: Final = 16  # messages that wait for the service manager to have room
+NOTIFY_AGAIN_S: Final = 0.1  # to try again
+NOTIFY_EXTEND_EVERY_S: Final = 2.0  # how often a slow start or end asks for more time
+NOTIFY_EXTEND_S: Final = 10.0  # that it asks for
 SLOW_LOAD_MS_MAX: Final = 3_600_000  # that --slow-load-ms may be set to
 
 # A warm restart.

@@ -1,0 +1,164 @@
+"""The service manager is told in sd_notify's words, and never waited for."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kamacache.limits import NOTIFY_AGAIN_S, NOTIFY_EXTEND_EVERY_S
+from kamacache.node.notify import Notifier
+
+_STATUS_CHANGES = 300  # far more than a queue of datagrams holds
+
+
+class Manager:
+    """A service manager's end of the socket, at a path or under an abstract name."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind("\0" + address[1:] if address[0] == "@" else address)
+        self._socket.setblocking(False)
+
+    def heard(self) -> list[list[str]]:
+        found = []
+        while True:
+            try:
+                found.append(self._socket.recv(4096).decode().split("\n"))
+            except BlockingIOError:
+                return found
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture(params=["path", "abstract"])
+def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]:
+    where = tmp_path / "notify"
+    manager = Manager(str(where) if request.param == "path" else f"@{where}")
+    yield manager
+    manager.close()
+
+
+@pytest.fixture
+def notifier(manager: Manager) -> Iterator[Notifier]:
+    made = Notifier(manager.address, watchdog_s=10.0)
+    yield made
+    made.close()
+
+
+def test_the_life_of_a_node_is_told_in_the_words_of_sd_notify(
+    manager: Manager, notifier: Notifier
+) -> None:
+    notifier.ready("8 workers")
+    notifier.status("7 of 8 workers\nserve")
+    notifier.reloading()
+    notifier.reloaded("8 workers")
+    notifier.stopping()
+    ready, status, reloading, reloaded, stopping = manager.heard()
+    assert ready == ["READY=1", "STATUS=8 workers", f"MAINPID={os.getpid()}"]
+    assert status == ["STATUS=7 of 8 workers serve"]
+    assert reloading[0] == "RELOADING=1"
+    name, _, when = reloading[1].partition("=")
+    assert name == "MONOTONIC_USEC"
+    assert int(when) > 0
+    assert reloaded == ["READY=1", "STATUS=8 workers"]
+    assert stopping == ["STOPPING=1", "STATUS=stopping"]
+
+
+def test_the_watchdog_is_fed_at_half_its_interval(manager: Manager, notifier: Notifier) -> None:
+    assert notifier.watchdog(100.0) == 105.0
+    assert notifier.watchdog(104.9) == 105.0
+    assert manager.heard() == [["WATCHDOG=1"]]
+    assert notifier.watchdog(105.0) == 110.0
+    assert manager.heard() == [["WATCHDOG=1"]]
+
+
+def test_more_time_is_asked_for_again_before_it_is_over(
+    manager: Manager, notifier: Notifier
+) -> None:
+    notifier.extend(100.0)
+    notifier.extend(100.0 + NOTIFY_EXTEND_EVERY_S / 2)
+    assert manager.heard() == [["EXTEND_TIMEOUT_USEC=10000000"]]
+    notifier.extend(100.0 + NOTIFY_EXTEND_EVERY_S)
+    assert len(manager.heard()) == 1
+
+
+def test_what_finds_no_room_is_sent_later_in_its_order(
+    manager: Manager, notifier: Notifier
+) -> None:
+    for count in range(_STATUS_CHANGES):
+        notifier.status(f"before {count}")
+    notifier.ready("ready")  # no room: waits
+    notifier.watchdog(100.0)
+    for count in range(_STATUS_CHANGES):
+        notifier.status(f"after {count}")
+    assert notifier.watchdog(101.0) == 101.0 + NOTIFY_AGAIN_S
+    first = manager.heard()
+    assert 0 < len(first) < _STATUS_CHANGES
+    assert ["WATCHDOG=1"] not in first
+    notifier.watchdog(101.1)
+    assert manager.heard() == [
+        ["READY=1", "STATUS=ready", f"MAINPID={os.getpid()}"],
+        [f"STATUS=after {_STATUS_CHANGES - 1}"],
+    ]
+    assert notifier.watchdog(102.0) == 105.0
+
+
+def test_a_manager_that_goes_and_comes_back_ends_nothing(tmp_path: Path) -> None:
+    first = Manager(str(tmp_path / "notify"))
+    notifier = Notifier(first.address, watchdog_s=10.0)
+    first.close()
+    notifier.ready("nobody listens")
+    os.unlink(first.address)
+    notifier.status("nobody is there")
+    second = Manager(first.address)
+    notifier.status("somebody is")
+    assert second.heard() == [["STATUS=somebody is"]]
+    second.close()
+    notifier.close()
+    notifier.status("said no more")
+
+
+def test_the_environment_names_the_manager_and_the_watchdog(manager: Manager) -> None:
+    environment = {
+        "NOTIFY_SOCKET": manager.address,
+        "WATCHDOG_USEC": "4000000",
+        "WATCHDOG_PID": str(os.getpid()),
+        "HOME": "/",
+    }
+    notifier = Notifier.from_environment(environment)
+    assert environment == {"HOME": "/"}  # no child speaks for the node
+    assert notifier.watchdog(100.0) == 102.0
+    assert manager.heard() == [["WATCHDOG=1"]]
+    assert not os.get_inheritable(notifier.fds[0])
+    notifier.close()
+
+
+def test_a_watchdog_for_another_process_is_not_ours(manager: Manager) -> None:
+    others = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "4000000", "WATCHDOG_PID": "1"}
+    notifier = Notifier.from_environment(others)
+    assert notifier.watchdog(100.0) == float("inf")
+    notifier.status("but the socket is")
+    assert manager.heard() == [["STATUS=but the socket is"]]
+    notifier.close()
+
+
+def test_a_node_inside_a_program_does_not_speak_for_it(manager: Manager) -> None:
+    environment = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "4000000"}
+    notifier = Notifier.from_environment(environment, embedded=True)
+    notifier.ready("a part of the service")
+    assert notifier.watchdog(100.0) == float("inf")
+    assert (manager.heard(), environment, notifier.fds) == ([], {}, ())
+
+
+@pytest.mark.parametrize("address", ["", "@", "relative", "vsock:2:1234"])
+def test_without_an_address_that_can_be_used_nothing_is_said(address: str) -> None:
+    notifier = Notifier.from_environment({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "x"})
+    notifier.ready("")
+    notifier.extend(0.0)
+    assert notifier.watchdog(0.0) == float("inf")
