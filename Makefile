@@ -46,8 +46,8 @@ run: $(RUNTIME) ## start a node of 8 workers with the demo app (Ctrl-C ends it)
 demo: $(RUNTIME) ## three nodes on 8001-8003, HTTP on 9999: who loads what; ends by itself
 	@$(BIN)/python scripts/demo.py $(ARGS)
 
-test: $(DEV) ## run the tests (ARGS='-k name')
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(DEV) ## run the tests, several files at once (ARGS='-k name'; one at a time: ARGS='-n 0')
+	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 check: $(DEV) ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff check .

@@ -17,6 +17,12 @@ import psutil
 import pytest
 
 SHM = Path("/dev/shm")
+PROCESSES_MAX = 8  # of one test run
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Tests wait more than they compute: one process more than there are CPUs."""
+    return min(len(os.sched_getaffinity(0)) + 1, PROCESSES_MAX)
 
 
 @pytest.fixture(scope="session")

@@ -45,32 +45,32 @@ def publish(
     return description
 
 
-def test_description_survives_the_round_trip(tmp_path: Path) -> None:
-    run_dir = RunDir(tmp_path / "run")
+def test_description_survives_the_round_trip(short_dir: Path) -> None:
+    run_dir = RunDir(short_dir / "run")
     run_dir.prepare()
-    written = publish(run_dir, tmp_path / "shm")
-    assert read_description(tmp_path / "run") == written
+    written = publish(run_dir, short_dir / "shm")
+    assert read_description(short_dir / "run") == written
     assert written.group_index("b") == 1
     assert [path.name for path in run_dir.path.iterdir() if path.name.endswith(".tmp")] == []
 
 
-def test_no_node_and_unreadable_descriptions_are_unavailable(tmp_path: Path) -> None:
-    run_dir = RunDir(tmp_path / "run")
+def test_no_node_and_unreadable_descriptions_are_unavailable(short_dir: Path) -> None:
+    run_dir = RunDir(short_dir / "run")
     with pytest.raises(NodeUnavailableError, match="no node runs"):
         read_description(run_dir)
     run_dir.prepare()
     run_dir.description_path.write_text('{"format": 1}')
     with pytest.raises(NodeUnavailableError, match="cannot be understood"):
         read_description(run_dir)
-    publish(run_dir, tmp_path / "shm", version=DESCRIPTION_FORMAT + 1)
+    publish(run_dir, short_dir / "shm", version=DESCRIPTION_FORMAT + 1)
     with pytest.raises(NodeUnavailableError, match="format"):
         read_description(run_dir)
 
 
-def test_successor_removes_what_crashed_nodes_left(tmp_path: Path) -> None:
-    run_dir, shm = RunDir(tmp_path / "run"), tmp_path / "shm"
+def test_successor_removes_what_crashed_nodes_left(short_dir: Path) -> None:
+    run_dir, shm = RunDir(short_dir / "run"), short_dir / "shm"
     run_dir.prepare()
-    other_root = publish(run_dir, tmp_path / "elsewhere")
+    other_root = publish(run_dir, short_dir / "elsewhere")
     control = ControlWriter(Path(other_root.shm_dir) / "control")
     control.extend()
     reader = ControlReader(Path(other_root.shm_dir) / "control")
@@ -87,8 +87,8 @@ def test_successor_removes_what_crashed_nodes_left(tmp_path: Path) -> None:
     control.close()
 
 
-def test_own_epoch_is_removed_and_another_left_alone(tmp_path: Path) -> None:
-    run_dir, shm = RunDir(tmp_path / "run"), tmp_path / "shm"
+def test_own_epoch_is_removed_and_another_left_alone(short_dir: Path) -> None:
+    run_dir, shm = RunDir(short_dir / "run"), short_dir / "shm"
     run_dir.prepare()
     old, new = publish(run_dir, shm), publish(run_dir, shm)
     clean_epoch(run_dir, old.epoch, old.shm_dir)
@@ -100,8 +100,8 @@ def test_own_epoch_is_removed_and_another_left_alone(tmp_path: Path) -> None:
     assert list(shm.iterdir()) == []
 
 
-def test_orphans_clean_up_in_any_order(tmp_path: Path) -> None:
-    run_dir, shm = RunDir(tmp_path / "run"), tmp_path / "shm"
+def test_orphans_clean_up_in_any_order(short_dir: Path) -> None:
+    run_dir, shm = RunDir(short_dir / "run"), short_dir / "shm"
     run_dir.prepare()
     left = publish(run_dir, shm)
     for _ in range(3):

@@ -14,12 +14,12 @@ from kamacache.errors import ConfigError
 from kamacache.rundir.layout import RunDir, SupervisorLock, default_run_dir
 
 
-def test_two_run_directories_have_different_shm_folders(tmp_path: Path) -> None:
-    one, two = RunDir(tmp_path / "a"), RunDir(tmp_path / "b")
+def test_two_run_directories_have_different_shm_folders(short_dir: Path) -> None:
+    one, two = RunDir(short_dir / "a"), RunDir(short_dir / "b")
     assert one.shm_base() != two.shm_base()
-    (tmp_path / "a").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "a")
-    assert RunDir(tmp_path / "link").shm_base() == one.shm_base()
+    (short_dir / "a").mkdir()
+    (short_dir / "link").symlink_to(short_dir / "a")
+    assert RunDir(short_dir / "link").shm_base() == one.shm_base()
 
 
 def test_prepared_directory_is_for_its_owner_alone(short_dir: Path) -> None:
@@ -30,36 +30,36 @@ def test_prepared_directory_is_for_its_owner_alone(short_dir: Path) -> None:
     assert stat.S_IMODE(os.stat(run_dir.path).st_mode) == 0o750
 
 
-def test_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
+def test_path_too_long_for_a_socket_is_refused(short_dir: Path) -> None:
     with pytest.raises(ConfigError, match="too long"):
-        RunDir(tmp_path / ("x" * 90)).prepare()
+        RunDir(short_dir / ("x" * 90)).prepare()
 
 
-def test_file_in_the_place_of_the_directory_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "run").write_text("")
+def test_file_in_the_place_of_the_directory_is_refused(short_dir: Path) -> None:
+    (short_dir / "run").write_text("")
     with pytest.raises(ConfigError, match="not a folder"):
-        RunDir(tmp_path / "run").prepare()
+        RunDir(short_dir / "run").prepare()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a folder to another user")
-def test_directory_of_another_user_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    os.chown(tmp_path / "run", 12345, -1)
+def test_directory_of_another_user_is_refused(short_dir: Path) -> None:
+    (short_dir / "run").mkdir()
+    os.chown(short_dir / "run", 12345, -1)
     with pytest.raises(ConfigError, match="12345"):
-        RunDir(tmp_path / "run").prepare()
+        RunDir(short_dir / "run").prepare()
 
 
 def test_default_run_dir_follows_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    assert default_run_dir() == tmp_path / "kamacache"
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_dir))
+    assert default_run_dir() == short_dir / "kamacache"
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     assert default_run_dir().name.startswith("kamacache")
 
 
-def test_second_taker_learns_the_pid_of_the_holder(tmp_path: Path) -> None:
-    run_dir = RunDir(tmp_path)
+def test_second_taker_learns_the_pid_of_the_holder(short_dir: Path) -> None:
+    run_dir = RunDir(short_dir)
     lock = SupervisorLock.take(run_dir)
     assert isinstance(lock, SupervisorLock)
     ask = (
@@ -69,7 +69,7 @@ def test_second_taker_learns_the_pid_of_the_holder(tmp_path: Path) -> None:
     )
 
     def other() -> str:
-        command = [sys.executable, "-c", ask, str(tmp_path)]
+        command = [sys.executable, "-c", ask, str(short_dir)]
         done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30)
         return done.stdout.strip()
 
