@@ -116,6 +116,11 @@ HTTP_PARAMETERS_MAX: Final = 16  # in one query
 READY_PING_S: Final = 1.0  # for every worker to answer /readyz's ping
 READY_EVERY_S: Final = 0.2  # /readyz asks the workers again
 
+# Files of secrets and certificates, and TLS.
+SECURITY_FILE_BYTES_MAX: Final = 1 << 20
+TLS_EXPIRY_WARNING_DAYS: Final = 14  # that a certificate has left: the log says so at each load
+TLS_HANDSHAKE_S: Final = 10.0  # for a client to finish its handshake
+
 # Remote clients.
 CLIENT_SEEDS_MAX: Final = 64
 CLIENT_JOIN_S: Final = 1.0  # for the first list of members; the seeds are used as they are then
