@@ -44,15 +44,17 @@ from kamacache.node.children import Child, make_children, may_start
 from kamacache.node.estate import Estate, take_lock
 from kamacache.node.exits import NodeEndError, bad_config, flush_streams
 from kamacache.node.group_options import merge_groups
+from kamacache.node.notify import Notifier
 from kamacache.node.pulse import Pulse
 from kamacache.node.roles import become, import_shared
 from kamacache.node.settings import NodeSettings
 from kamacache.node.signals import SignalQueue, signals_held
 from kamacache.node.stopping import How, Stopping
+from kamacache.node.telling import Teller
 from kamacache.rundir import context
 from kamacache.rundir.context import EXIT_OK, EXIT_ROLE, WORD_DRAIN, WORD_END, RoleContext
 from kamacache.rundir.layout import RunDir
-from kamacache.rundir.roster import Roster, RosterRole, State, write_roster
+from kamacache.rundir.roster import State
 
 FOLD_EVERY_S: Final = 10.0
 SAME_SIGNAL_S: Final = 0.25
@@ -93,9 +95,9 @@ class Supervisor:
         self._signalled_s: dict[int, float] = {}  # when each signal to end came last
         self._told_ready = False
         self._started_s = time.monotonic()
-        self._began_ms = boottime_ms()
         self._live = settings.live(0)
-        self._roster: Roster | None = None  # as it was written last
+        self._notifier = Notifier.from_environment(embedded=program_pidfd is not None)
+        self._teller = Teller(self._notifier, socket_gid=settings.socket_gid)
         self._pulses: dict[int, Pulse] = {}  # of the workers that are ready, by index
         self._next_extend_s = self._next_fold_s = self._next_pulse_s = 0.0
 
@@ -116,12 +118,17 @@ class Supervisor:
                 self._lock.release()
                 if self._temporary:
                     shutil.rmtree(self._run_dir.path, ignore_errors=True)
+        except NodeEndError as error:
+            self._notifier.status(error.message)
+            raise
         finally:
             self._selector.close()
             self._signals.close()
+            self._notifier.close()
 
     def _run_locked(self) -> int:
         settings = self._settings
+        self._notifier.extend(time.monotonic(), 2 * BOOT_TIMEOUT_S)  # nothing is said meanwhile
         try:
             specs = [group.spec for group in self._groups]
             if settings.app and not self._groups:
@@ -186,8 +193,8 @@ class Supervisor:
         if now_s >= self._next_pulse_s and not self._stopping:
             self._feel_pulses(now_s)
             self._next_pulse_s = now_s + PULSE_EVERY_S
-        self._tell_roster()
-        wake_s = self._next_extend_s
+        heard_s = self._teller.tell(self._state, self._children, self._estate.description, now_s)
+        wake_s = min(self._next_extend_s, heard_s)
         if self._stopping:
             wake_s = min(wake_s, self._stopping.tick(now_s))
         for child in self._children:
@@ -243,6 +250,7 @@ class Supervisor:
                 our_fd,
                 self._lock.fd,
                 *self._signals.fds,
+                *self._notifier.fds,
                 *(other.words_fd for other in self._children if other.words_fd >= 0),
                 *self._close_in_roles,
             ]
@@ -353,30 +361,9 @@ class Supervisor:
         )
         self._on_ready(line)
 
-    def _tell_roster(self) -> None:
-        """Write down who runs, where that has changed."""
-        state: State = "stopping" if self._stopping else "ready" if self._told_ready else "starting"
-        roles = [
-            RosterRole(
-                role=child.role,
-                index=child.index,
-                pid=child.pid,
-                ready=child.ready,
-                restarts=child.restarts,
-                started_ms=child.started_ms,
-            )
-            for child in self._children
-        ]
-        roster = Roster(state=state, pid=os.getpid(), began_ms=self._began_ms, roles=roles)
-        if roster == self._roster:
-            return
-        try:
-            write_roster(
-                self._estate.description.sockets_dir, roster, gid=self._settings.socket_gid
-            )
-        except OSError as error:  # nobody's service depends on it
-            log.warning("the roster cannot be written", why=str(error))
-        self._roster = roster
+    @property
+    def _state(self) -> State:
+        return "stopping" if self._stopping else "ready" if self._told_ready else "starting"
 
     # ------------------------------------------------------------------ stopping
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,48 +10,28 @@ import pytest
 
 from kamacache.limits import NOTIFY_AGAIN_S, NOTIFY_EXTEND_EVERY_S
 from kamacache.node.notify import Notifier
+from tests.service_manager import ServiceManager
 
 _STATUS_CHANGES = 300  # far more than a queue of datagrams holds
 
 
-class Manager:
-    """A service manager's end of the socket, at a path or under an abstract name."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind("\0" + address[1:] if address[0] == "@" else address)
-        self._socket.setblocking(False)
-
-    def heard(self) -> list[list[str]]:
-        found = []
-        while True:
-            try:
-                found.append(self._socket.recv(4096).decode().split("\n"))
-            except BlockingIOError:
-                return found
-
-    def close(self) -> None:
-        self._socket.close()
-
-
 @pytest.fixture(params=["path", "abstract"])
-def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]:
+def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServiceManager]:
     where = tmp_path / "notify"
-    manager = Manager(str(where) if request.param == "path" else f"@{where}")
+    manager = ServiceManager(str(where) if request.param == "path" else f"@{where}")
     yield manager
     manager.close()
 
 
 @pytest.fixture
-def notifier(manager: Manager) -> Iterator[Notifier]:
+def notifier(manager: ServiceManager) -> Iterator[Notifier]:
     made = Notifier(manager.address, watchdog_s=10.0)
     yield made
     made.close()
 
 
 def test_the_life_of_a_node_is_told_in_the_words_of_sd_notify(
-    manager: Manager, notifier: Notifier
+    manager: ServiceManager, notifier: Notifier
 ) -> None:
     notifier.ready("8 workers")
     notifier.status("7 of 8 workers\nserve")
@@ -70,7 +49,9 @@ def test_the_life_of_a_node_is_told_in_the_words_of_sd_notify(
     assert stopping == ["STOPPING=1", "STATUS=stopping"]
 
 
-def test_the_watchdog_is_fed_at_half_its_interval(manager: Manager, notifier: Notifier) -> None:
+def test_the_watchdog_is_fed_at_half_its_interval(
+    manager: ServiceManager, notifier: Notifier
+) -> None:
     assert notifier.watchdog(100.0) == 105.0
     assert notifier.watchdog(104.9) == 105.0
     assert manager.heard() == [["WATCHDOG=1"]]
@@ -79,7 +60,7 @@ def test_the_watchdog_is_fed_at_half_its_interval(manager: Manager, notifier: No
 
 
 def test_more_time_is_asked_for_again_before_it_is_over(
-    manager: Manager, notifier: Notifier
+    manager: ServiceManager, notifier: Notifier
 ) -> None:
     notifier.extend(100.0)
     notifier.extend(100.0 + NOTIFY_EXTEND_EVERY_S / 2)
@@ -89,7 +70,7 @@ def test_more_time_is_asked_for_again_before_it_is_over(
 
 
 def test_what_finds_no_room_is_sent_later_in_its_order(
-    manager: Manager, notifier: Notifier
+    manager: ServiceManager, notifier: Notifier
 ) -> None:
     for count in range(_STATUS_CHANGES):
         notifier.status(f"before {count}")
@@ -110,13 +91,13 @@ def test_what_finds_no_room_is_sent_later_in_its_order(
 
 
 def test_a_manager_that_goes_and_comes_back_ends_nothing(tmp_path: Path) -> None:
-    first = Manager(str(tmp_path / "notify"))
+    first = ServiceManager(str(tmp_path / "notify"))
     notifier = Notifier(first.address, watchdog_s=10.0)
     first.close()
     notifier.ready("nobody listens")
     os.unlink(first.address)
     notifier.status("nobody is there")
-    second = Manager(first.address)
+    second = ServiceManager(first.address)
     notifier.status("somebody is")
     assert second.heard() == [["STATUS=somebody is"]]
     second.close()
@@ -124,7 +105,7 @@ def test_a_manager_that_goes_and_comes_back_ends_nothing(tmp_path: Path) -> None
     notifier.status("said no more")
 
 
-def test_the_environment_names_the_manager_and_the_watchdog(manager: Manager) -> None:
+def test_the_environment_names_the_manager_and_the_watchdog(manager: ServiceManager) -> None:
     environment = {
         "NOTIFY_SOCKET": manager.address,
         "WATCHDOG_USEC": "4000000",
@@ -139,7 +120,7 @@ def test_the_environment_names_the_manager_and_the_watchdog(manager: Manager) ->
     notifier.close()
 
 
-def test_a_watchdog_for_another_process_is_not_ours(manager: Manager) -> None:
+def test_a_watchdog_for_another_process_is_not_ours(manager: ServiceManager) -> None:
     others = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "4000000", "WATCHDOG_PID": "1"}
     notifier = Notifier.from_environment(others)
     assert notifier.watchdog(100.0) == float("inf")
@@ -148,7 +129,7 @@ def test_a_watchdog_for_another_process_is_not_ours(manager: Manager) -> None:
     notifier.close()
 
 
-def test_a_node_inside_a_program_does_not_speak_for_it(manager: Manager) -> None:
+def test_a_node_inside_a_program_does_not_speak_for_it(manager: ServiceManager) -> None:
     environment = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "4000000"}
     notifier = Notifier.from_environment(environment, embedded=True)
     notifier.ready("a part of the service")
