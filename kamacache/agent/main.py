@@ -31,6 +31,7 @@ from kamacache.limits import (
     RESTART_BACKOFF_FIRST_S,
     RESTART_BACKOFF_MAX_S,
 )
+from kamacache.local.reloads import follow_reloads
 from kamacache.rundir.context import RoleContext
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ async def _run(context: RoleContext) -> None:
     own = Member(about.name, context.weight)
     discovery = open_discovery(context.discover, own)
     publisher = Publisher(about, own, loop.call_later)
+    follow_reloads(context, loop)
     try:
         await follow(discovery, publisher, context.report_ready, told=told, at_once=at_once)
     finally:

@@ -20,6 +20,7 @@ from kamacache.cluster.environment import set_grpc_environment
 from kamacache.cluster.membership import MembershipReader
 from kamacache.errors import ConfigError
 from kamacache.front.settings import FrontSettings
+from kamacache.local.reloads import follow_reloads
 from kamacache.rundir.context import RoleContext
 
 log = logging.getLogger("kamacache.front")
@@ -70,6 +71,7 @@ async def _serve(context: RoleContext, settings: FrontSettings) -> None:
         peers = PeersServicer(engines, workers, about)
     server = FrontServer(engines, settings, membership.current, peers)
     await server.start()
+    follow_reloads(context, loop)
     context.report_ready()
     await told.wait()
     if not at_once.is_set():

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from kamacache.errors import ConfigError
 from kamacache.http.settings import HttpSettings
+from kamacache.local.reloads import follow_reloads
 from kamacache.rundir.context import EXIT_OK, RoleContext
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ async def _serve(context: RoleContext, settings: HttpSettings) -> None:
 
     server = _make_server(context, settings)
     await server.start()
+    follow_reloads(context, loop)
     context.report_ready()
     await told.wait()
     if not at_once.is_set():

@@ -106,8 +106,12 @@ class RoleContext:
 
     def hear(self) -> list[str]:
         """Return the supervisor's words, for when the descriptor is readable; none: it is gone."""
-        try:
+        heard = b""
+        with contextlib.suppress(OSError):
             heard = os.read(self.words_fd, LINE_BYTES_MAX)
-        except OSError:
-            heard = b""
+            while heard and not heard.endswith(b"\n"):  # a word is sent whole: its rest is there
+                rest = os.read(self.words_fd, LINE_BYTES_MAX)
+                if not rest:
+                    break
+                heard += rest
         return heard.decode(errors="replace").split()

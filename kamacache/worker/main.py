@@ -35,6 +35,7 @@ from kamacache.errors import KamaCacheError
 from kamacache.getters import Loadable
 from kamacache.limits import CONNECTIONS_MAX
 from kamacache.local.attach import attach_role
+from kamacache.local.reloads import take_reload
 from kamacache.rundir.context import (
     EXIT_APP,
     EXIT_OK,
@@ -42,6 +43,7 @@ from kamacache.rundir.context import (
     WORD_DRAIN,
     WORD_END,
     WORD_IDLE,
+    WORD_RELOAD,
     WORD_TERM,
     RoleContext,
 )
@@ -235,10 +237,12 @@ class Worker:
             # The supervisor is dead. The thread that watches it ends this process, when it has
             # removed the files: ending here would cut it short.
             self._loop.remove_reader(self._context.words_fd)
-        for word in words:
+        for word in dict.fromkeys(words):
             if word == WORD_DRAIN:
                 self._handlers.draining = True
                 self._stopping.set()
+            elif word == WORD_RELOAD:
+                take_reload(self._context)
             elif word == WORD_END:
                 self._loop.remove_reader(self._context.words_fd)
                 self._give_up_loads()
