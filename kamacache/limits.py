@@ -116,6 +116,19 @@ HTTP_PARAMETERS_MAX: Final = 16  # in one query
 READY_PING_S: Final = 1.0  # for every worker to answer /readyz's ping
 READY_EVERY_S: Final = 0.2  # /readyz asks the workers again
 
+# What is measured. Bounds of histograms in seconds; one more bucket has all above the last.
+LOAD_SECONDS_BUCKETS: Final = (
+    *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
+    *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+)
+CALL_SECONDS_BUCKETS: Final = (
+    *(0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05),
+    *(0.1, 0.25, 0.5, 1.0, 2.5, 10.0),
+)
+PEER_METERS_MAX: Final = 64  # nodes that one worker counts apart; what is counted of more is summed
+SNAPSHOT_EVERY_S: Final = 1.0  # askers within this time get the same one
+WORKER_ASKED_S: Final = 0.8  # for a worker to tell its numbers of now
+
 # Files of secrets and certificates, and TLS.
 SECURITY_FILE_BYTES_MAX: Final = 1 << 20
 TLS_EXPIRY_WARNING_DAYS: Final = 14  # that a certificate has left: the log says so at each load

@@ -102,6 +102,14 @@ class Ring:
                 if not left:
                     return
 
+    def shares(self) -> dict[str, float]:
+        """Return the share of all keys that each node owns, by its address."""
+        points, shares = self._points, dict.fromkeys(self.addresses, 0)
+        for before, point, owner in zip(points, points[1:], self._owners[1:], strict=False):
+            shares[owner] += point - before
+        shares[self._owners[0]] += points[0] + (1 << 64) - points[-1]
+        return {address: share / (1 << 64) for address, share in shares.items()}
+
     def __len__(self) -> int:
         """How many nodes there are."""
         return len(self.addresses)

@@ -42,6 +42,7 @@ from kamacache.rundir.layout import (
     share_files,
 )
 from kamacache.rundir.live import write_live
+from kamacache.rundir.meters import MeterSizes, create_meters
 
 LOCK_WAIT_S: Final = 1.0
 _PAGE_BYTES: Final = 4096
@@ -122,11 +123,20 @@ class Estate:
     def _required_bytes(self) -> int:
         workers, groups = self._settings.workers, self._groups
         shards = sum(store.required_bytes(spec, workers) for spec in groups)
-        words = CONTROL_BYTES + counters_bytes(len(groups))
+        words = CONTROL_BYTES + counters_bytes(len(groups)) + self._meter_sizes().bytes
         if self._settings.place.clustered:
             words += workers * OWED_FILE_BYTES
-        rounding = _PAGE_BYTES * (3 + 3 * workers * len(groups))  # files take whole pages
+        rounding = _PAGE_BYTES * (4 + 3 * workers * len(groups))  # files take whole pages
         return shards + words + rounding
+
+    def _meter_sizes(self) -> MeterSizes:
+        settings = self._settings
+        return MeterSizes.of(
+            workers=settings.workers,
+            groups=len(self._groups),
+            fronts=settings.fronts if settings.listen else 0,
+            clustered=settings.place.clustered,
+        )
 
     def _reserve_memory(self, listen: Address | None, api: Address | None) -> None:
         settings = self._settings
@@ -150,6 +160,7 @@ class Estate:
         )
         self.control = ControlWriter(described.control_path)
         create_counters(described.counters_path, len(self._groups))
+        create_meters(described.shm_dir, self._meter_sizes())
         self.counters = open_counters(described.counters_path)
         for spec in self._groups:
             for shard in range(settings.workers):

@@ -26,6 +26,7 @@ class RosterRole(msgspec.Struct, frozen=True, kw_only=True):
     ready: bool
     restarts: int  # deaths after it had been ready
     started_ms: int  # CLOCK_BOOTTIME of the last fork; 0: never
+    cpu_before_s: float = 0.0  # of processes that had this place before
 
 
 class Roster(msgspec.Struct, frozen=True, kw_only=True):

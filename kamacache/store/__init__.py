@@ -26,7 +26,12 @@ from kamacache.store.eviction import touch_of
 from kamacache.store.layout import Geometry, geometry
 from kamacache.store.near import NearCache
 from kamacache.store.reader import NEGATIVE, Answer, GetEnds, Lookup, Negative, make_lookup
-from kamacache.store.writer import ShardWriter, check_value_size, published_counters
+from kamacache.store.writer import (
+    ShardWriter,
+    check_value_size,
+    last_maintained_ms,
+    published_counters,
+)
 
 __all__ = [
     "NEGATIVE",
@@ -44,6 +49,7 @@ __all__ = [
     "check_value_size",
     "create_shard",
     "geometry",
+    "last_maintained_ms",
     "make_lookup",
     "open_for_reading",
     "open_writer",

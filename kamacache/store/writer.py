@@ -32,6 +32,7 @@ from kamacache.store.layout import (
     FLAG_EXPIRES,
     FLAG_NEGATIVE,
     H_COUNTERS,
+    H_HEARTBEAT,
     H_STAMP,
     KEY_LENGTH_MASK,
     PLACE_MASK,
@@ -385,3 +386,8 @@ def published_counters(arena: Arena) -> dict[str, int]:
     """Return the counters that a shard's writer last published; any process may ask."""
     words = arena.words
     return {name: words[H_COUNTERS + at] for at, name in enumerate(COUNTERS)}
+
+
+def last_maintained_ms(arena: Arena) -> int:
+    """Return the CLOCK_BOOTTIME ms of the writer's last upkeep, 0: none; any process may ask."""
+    return arena.words[H_HEARTBEAT]

@@ -97,7 +97,7 @@ class DeleteMany(Request, tag=6, kw_only=True, gc=False):
 
 
 class Stats(Request, tag=7, kw_only=True, gc=False):
-    """Ask for the group's numbers in this worker."""
+    """Ask for the group's numbers in this worker; group "": for the worker's own, of now."""
 
 
 class Ping(Request, tag=8, kw_only=True, gc=False):
@@ -195,11 +195,28 @@ class Done(msgspec.Struct, array_like=True, tag=3, gc=False):
     version: int = 0
 
 
+class LinkNow(msgspec.Struct, array_like=True, gc=False):
+    """How one worker's link to another node stands."""
+
+    address: str
+    state: str  # usable, draining, returning, down, connecting
+    failures: int  # in a row
+    in_flight: int
+    pending: int  # keys and flushes that the node is still to be told of
+    lag_ms: int  # age of the oldest of them
+
+
 class StatsReply(msgspec.Struct, array_like=True, tag=4, gc=False):
-    """Counters and sizes by name."""
+    """Counters and sizes by name.
+
+    Of the worker as a whole (`Stats` of group ""): ``groups`` has, for each of the node's groups in
+    their order, keys that are being loaded, loads that wait for a thread, keys being fetched.
+    """
 
     id: int
     stats: dict[str, int]
+    groups: list[list[int]] = []
+    links: list[LinkNow] = []
 
 
 class Failure(msgspec.Struct, array_like=True, tag=5, gc=False):

@@ -12,10 +12,11 @@ is what a key costs where all goes well: two changes of a dict, and its bytes co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from kamacache.calls import ChainLink
 from kamacache.errors import GroupNotFoundError, NodeUnavailableError, from_fields
+from kamacache.rundir.meters import GROUP
 from kamacache.wire.messages import Answers, Gets
 from kamacache.worker.flights import Flight, Outcome, Waiter
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from kamacache.worker.fetches import ClusterReads
 
 Chain = tuple[ChainLink, ...]
+
+FETCHES: Final = GROUP.at("fetches")
+ERRORS: Final = GROUP.at("fetch_errors")
 
 
 class KeysWaiter(Waiter, Protocol):
@@ -63,7 +67,7 @@ class Batch:
         """Begin."""
         reads, keys = self._reads, self._keys
         reads.fetches.update(dict.fromkeys(keys, self))
-        reads.counters["fetches"] += len(keys)
+        reads.counts[FETCHES] += len(keys)
         group = reads.loader.spec.name
         request = Gets(group=group, keys=keys, depth=self._depth, chain=self._chain)
         link.send(request, self._answered, deadline_s)
@@ -111,7 +115,7 @@ class Batch:
             elif isinstance(error, GroupNotFoundError):  # not all nodes have it, or not yet
                 here.append(failed.index)
             else:
-                self._reads.counters["fetch_errors"] += 1
+                self._reads.counts[ERRORS] += 1
                 self._finish(failed.index, error, 0, 0)
         if again:
             flights = [self._flight(index) for index in again]

@@ -41,6 +41,7 @@ from kamacache.errors import (
     from_fields,
 )
 from kamacache.limits import PEER_TRIES_MAX
+from kamacache.rundir.meters import GROUP
 from kamacache.wire.messages import Failure, Get, GetMany, Value, Values
 from kamacache.worker.batches import Batch, KeysWaiter
 from kamacache.worker.flights import Flight, Outcome, Waiter
@@ -65,6 +66,14 @@ COUNTERS: Final = (
     "loads_standing_in",
     "loads_not_owned",
 )
+FETCHES: Final = GROUP.at("fetches")
+JOINED: Final = GROUP.at("fetches_joined")
+DETACHED: Final = GROUP.at("fetches_detached")
+ERRORS: Final = GROUP.at("fetch_errors")
+REROUTED: Final = GROUP.at("fetches_rerouted")
+MIRRORS_KEPT: Final = GROUP.at("mirrors_kept")
+STANDING_IN: Final = GROUP.at("loads_standing_in")
+NOT_OWNED: Final = GROUP.at("loads_not_owned")
 
 Chain = tuple[ChainLink, ...]
 
@@ -159,11 +168,11 @@ class Fetch:
 
     def again(self, flights: Sequence[Flight], tries: int) -> None:
         """Ask where the keys go now that one more node did not answer."""
-        self.reads.counters["fetches_rerouted"] += len(flights)
+        self.reads.counts[REROUTED] += len(flights)
         self.start(flights, tries + 1)
 
     def _fail(self, flights: Sequence[Flight], error: KamaCacheError) -> None:
-        self.reads.counters["fetch_errors"] += len(flights)
+        self.reads.counts[ERRORS] += len(flights)
         for flight in flights:
             self.reads.finish(flight, error, 0, 0)
 
@@ -220,7 +229,7 @@ class ClusterReads:
         # Keys that this node sets at another: how many times now, and the latest version that was
         # heard of meanwhile. Only the answer that tells of that version may be kept as a mirror.
         self.setting: dict[bytes, list[int]] = {}
-        self.counters: dict[str, int] = dict.fromkeys(COUNTERS, 0)
+        self.counts: Final = loader.counts  # add to a word by its place
         loader.owns = self._owns
         loader.mirror_ttl_ms = loader.spec.mirror_ttl_ms
 
@@ -292,7 +301,7 @@ class ClusterReads:
         """Let the key's load and fetch store nothing: the key was written."""
         self.loader.detach(key)
         if self.fetches.pop(key, None) is not None:
-            self.counters["fetches_detached"] += 1
+            self.counts[DETACHED] += 1
 
     def detach_all(self, version: int) -> None:
         """Let no load or fetch under way store anything, nor a set of a lower version."""
@@ -326,7 +335,9 @@ class ClusterReads:
 
     def stats(self) -> dict[str, int]:
         """Return the counters, those of the loader included."""
-        return self.loader.stats() | self.counters | {"fetches_in_flight": len(self.fetches)}
+        counts = self.loader.meters.counts()
+        own = {name: counts[name] for name in COUNTERS}
+        return self.loader.stats() | own | {"fetches_in_flight": len(self.fetches)}
 
     def finish(self, flight: Flight, outcome: Outcome, ttl_ms: int, version: int) -> None:
         """Settle a fetch, and keep a mirror of what came, unless it was detached."""
@@ -376,7 +387,7 @@ class ClusterReads:
         except Exception:  # who waits gets the value all the same
             log.warning("the shard refused a mirror", exc_info=True, group=self.loader.spec.name)
             return
-        self.counters["mirrors_kept"] += stored
+        self.counts[MIRRORS_KEPT] += stored
 
     def load_here(self, flights: Sequence[Flight], depth: int, chain: Chain) -> None:
         """Load for fetches that no other node answers."""
@@ -390,10 +401,10 @@ class ClusterReads:
     def _owns(self, key: bytes) -> bool:
         """Tell whether a loaded value is this node's to keep; else it is a mirror."""
         if not self.peers.owns(key):
-            self.counters["loads_not_owned"] += 1
+            self.counts[NOT_OWNED] += 1
             return False
         if self.peers.stands_in(key):
-            self.counters["loads_standing_in"] += 1
+            self.counts[STANDING_IN] += 1
         return True
 
     def _joined(
@@ -409,7 +420,7 @@ class ClusterReads:
         if fetch is None:
             return None
         flight = fetch.join(key) if isinstance(fetch, Batch) else fetch
-        self.counters["fetches_joined"] += 1
+        self.counts[JOINED] += 1
         flight.waiters[waiter] = None
         if depth > flight.depth or flight.batched:
             # The asker holds a thread that the owner's load may need: ask from its depth, too. And
@@ -425,7 +436,7 @@ class ClusterReads:
         """Ask another node for a key for which no flight is under way."""
         flight = self.fetches[key] = Fetched(self, key, depth, chain)
         flight.waiters[waiter] = None
-        self.counters["fetches"] += 1
+        self.counts[FETCHES] += 1
         request = Get(group=self.loader.spec.name, key=key, depth=depth, chain=chain)
         deadline_s = time.monotonic() + self.loader.spec.load_timeout_s + FETCH_MARGIN_S
         link.send(request, flight.answered, deadline_s)
@@ -449,7 +460,7 @@ class ClusterReads:
                 by_holder.setdefault(holder, []).append(key)
         started: dict[bytes, Flight | LoadError] = {}
         if by_holder:
-            peeking = Peeking(self.loader, self.counters, depth, chain)
+            peeking = Peeking(self.loader, depth, chain)
             for holder, held in by_holder.items():
                 for key in held:
                     started[key] = peeking.ask(holder, key, waiter)

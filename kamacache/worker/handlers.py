@@ -23,6 +23,7 @@ from kamacache.errors import (
 )
 from kamacache.getters import Loadable
 from kamacache.limits import BATCH_KEYS_MAX, KEY_BYTES_MAX, TTL_MS_MAX
+from kamacache.rundir.meters import GROUP, Region
 from kamacache.store import NEGATIVE
 from kamacache.wire.messages import (
     FROM_PEER,
@@ -34,6 +35,7 @@ from kamacache.wire.messages import (
     Get,
     GetMany,
     Gets,
+    LinkNow,
     Ping,
     Reply,
     Request,
@@ -62,10 +64,16 @@ if TYPE_CHECKING:
     from kamacache.cluster.peers import Link, Peers
 
 
+HITS: Final = GROUP.at("worker_hits")
+
+
 class HostedGroup:
     """One group in one worker: its shard and its loads."""
 
-    __slots__ = ("_lasts", "flights", "loader", "loads", "reads", "remote", "shard", "spec")
+    __slots__ = (
+        *("_lasts", "counts", "flights", "loader", "loads", "reads", "remote", "shard"),
+        "spec",
+    )
 
     def __init__(
         self,
@@ -74,14 +82,17 @@ class HostedGroup:
         loadable: Loadable | None,
         threads: GetterThreads,
         peers: Peers | None = None,
+        meters: Region | None = None,
     ) -> None:
+        """``meters`` are this group's in this worker; None: as in a test."""
         self.spec: Final = spec
         self.shard: Final = shard
-        self.loader: Final = Loader(spec, shard, loadable, threads)
+        self.loader: Final = Loader(spec, shard, loadable, threads, meters)
         self.reads: Final[Loader | ClusterReads] = (
             self.loader if peers is None else ClusterReads(self.loader, peers)
         )
         self.remote: Final = self.reads if isinstance(self.reads, ClusterReads) else None
+        self.counts: Final = self.loader.counts
         # Whether what is not in memory is looked for any further.
         self.loads: Final = self.loader.loadable is not None or peers is not None
         self.flights: Final = self.loader.flights
@@ -154,7 +165,7 @@ def distinct_items(request: SetMany) -> list[tuple[bytes, bytes]]:
 class Handlers:
     """The groups of one worker, and what it does for each request."""
 
-    __slots__ = ("_deadlines", "_groups", "draining", "extra_stats", "table")
+    __slots__ = ("_deadlines", "_groups", "draining", "extra_stats", "links_now", "table")
 
     def __init__(
         self,
@@ -167,6 +178,7 @@ class Handlers:
         self._deadlines: Final = Deadlines(loop)
         self.draining = False
         self.extra_stats = extra_stats
+        self.links_now: Callable[[], list[LinkNow]] = list  # to the peers
         self.table: Final[dict[type[Request], Callable[[Any, Asker], Reply | None]]] = {
             Get: self.get,
             GetMany: self.get_many,
@@ -211,6 +223,8 @@ class Handlers:
             link = remote.peers.route(key)  # what it holds of another node's it need not look for
         found = None if link is not None else group.shard.get(key)
         if found is not None or not group.loads:
+            if found is not None:
+                group.counts[HITS] += 1
             value = found if isinstance(found, bytes) else None
             if from_peer:
                 return peer_value_reply(request.id, key, value, group.shard)
@@ -303,6 +317,7 @@ class Handlers:
                     outcomes[key] = None
                 else:
                     missing.append(key)
+            group.counts[HITS] += len(outcomes)
         if missing and request.depth:
             links = None
             loadable = []
@@ -372,11 +387,24 @@ class Handlers:
         return Done(request.id, sum([group.delete(key) for key in request.keys]))
 
     def stats(self, request: Stats, asker: Asker) -> Reply:
-        """Return the numbers of the shard and of its loads."""
+        """Return the numbers of a group's shard and of its loads, or the worker's own."""
+        if not request.group:
+            return self._now(request)
         group = self.group(request.group)
         return StatsReply(
             request.id, {**group.shard.stats(), **group.reads.stats(), **self.extra_stats()}
         )
+
+    def _now(self, request: Stats) -> Reply:
+        numbers, groups = self.extra_stats(), []
+        numbers["loads_running"] = 0
+        for group in self._groups.values():
+            loader, remote = group.loader, group.remote
+            running = loader.calls_running
+            numbers["loads_running"] += running
+            fetches = 0 if remote is None else len(remote.fetches)
+            groups.append([len(loader.flights), max(0, loader.running - running), fetches])
+        return StatsReply(request.id, numbers, groups, self.links_now())
 
     def ping(self, request: Ping, asker: Asker) -> Reply:
         """Say that the loop turns."""

@@ -36,6 +36,7 @@ from kamacache.config import GroupSpec
 from kamacache.errors import DeadlineExceededError, KamaCacheError, LoadError, ValueTooLargeError
 from kamacache.getters import Loadable, Loaded
 from kamacache.limits import LOAD_DEPTH_MAX, LOADS_QUEUED_MAX
+from kamacache.rundir.meters import GROUP, Region
 from kamacache.worker.flights import Flight, Outcome, Waiter
 from kamacache.worker.pools import DepthPool, GetterThreads, Job
 from kamacache.worker.repeated import RepeatedLog
@@ -54,6 +55,8 @@ COUNTERS: Final = (
     "loads_detached",
     "loads_not_kept",
 )
+LOADS, LOAD_ERRORS, LOAD_TIMEOUTS, JOINED, REFUSED, DETACHED, NOT_KEPT = map(GROUP.at, COUNTERS)
+QUEUE_US: Final = GROUP.at("load_queue_us")
 
 log = RepeatedLog(logging.getLogger("kamacache.worker.loader"))
 
@@ -61,7 +64,7 @@ log = RepeatedLog(logging.getLogger("kamacache.worker.loader"))
 class LoadJob(Job):
     """One call of the getter, for one flight or, with ``getter_many``, for several."""
 
-    __slots__ = ("chain", "done", "flights", "keys", "loader", "many", "task", "timer")
+    __slots__ = ("asked_s", "chain", "done", "flights", "keys", "loader", "many", "task", "timer")
 
     def __init__(self, loader: Loader, flights: Sequence[Flight], many: bool) -> None:
         super().__init__()
@@ -70,6 +73,7 @@ class LoadJob(Job):
         self.keys = [flight.key for flight in flights]
         self.many = many
         self.chain: tuple[ChainLink, ...] = ()
+        self.asked_s = time.monotonic()
         self.done = False
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
@@ -141,12 +145,15 @@ class Loader:
         shard: Shard,
         loadable: Loadable | None,
         threads: GetterThreads,
+        meters: Region | None = None,
     ) -> None:
+        """``meters`` outlive this process; None: as in a test."""
         self.spec: Final = spec
         self.shard: Final = shard
         self.loadable: Final = loadable if loadable is not None and loadable.has_getter else None
         self.flights: dict[bytes, Flight] = {}
-        self.counters: dict[str, int] = dict.fromkeys(COUNTERS, 0)
+        self.meters: Final = meters or Region(GROUP)
+        self.counts: Final = self.meters.words  # add to a word by its place
         self.owns: Callable[[bytes], bool] = _always  # else what is loaded is kept as a mirror
         self.mirror_ttl_ms = 0
         self.running = 0  # jobs that did not finish, detached ones included
@@ -241,11 +248,20 @@ class Loader:
     def detach(self, key: bytes) -> None:
         """Let the key's load store nothing: the key was written. Those who wait get its answer."""
         if self.flights.pop(key, None) is not None:
-            self.counters["loads_detached"] += 1
+            self.counts[DETACHED] += 1
 
     def stats(self) -> dict[str, int]:
         """Return counters, and what is going on."""
-        return self.counters | {"loads_in_flight": len(self.flights)}
+        counts = self.meters.counts()
+        own = {name: counts[name] for name in COUNTERS}
+        return own | {"loads_in_flight": len(self.flights)}
+
+    @property
+    def calls_running(self) -> int:
+        """Calls of the getter that run now; those given up are not among them."""
+        if self.loadable is None or self.loadable.is_async:
+            return self.running
+        return sum([thread.job is not None for pool in self._pools for thread in pool.workers])
 
     def tick(self) -> None:
         """Count as hung what did not heed its cancellation; call about once a second."""
@@ -273,13 +289,21 @@ class Loader:
     def settle(self, job: LoadJob, outcomes: Outcomes) -> None:
         """Keep what a job loaded, and answer those who wait for it."""
         self.running -= 1
+        self._took(job, time.monotonic())
         if isinstance(outcomes, KamaCacheError):
-            self.counters["load_errors"] += 1
+            self.counts[LOAD_ERRORS] += 1
         for flight in job.flights:
             if isinstance(outcomes, KamaCacheError):
                 self._settle_one(flight, outcomes)
             else:
                 self._settle_one(flight, outcomes.get(flight.key))
+
+    def _took(self, job: LoadJob, now_s: float) -> None:
+        """Count how long a load waited for a thread, and how long its getter ran."""
+        started_s = now_s if job.started_s is None else job.started_s
+        self.counts[QUEUE_US] += int((started_s - job.asked_s) * 1e6)
+        if job.started_s is not None:  # else it was given up in the queue
+            self.meters.observe(now_s - started_s)
 
     def _settle_one(self, flight: Flight, outcome: Outcome) -> None:
         key = flight.key
@@ -291,7 +315,7 @@ class Loader:
 
     def join(self, flight: Flight, depth: int, waiter: Waiter) -> None:
         """Let one more wait for a flight; its load runs at the depth of the deepest of them."""
-        self.counters["loads_joined"] += 1
+        self.counts[JOINED] += 1
         flight.waiters[waiter] = None
         flight.depth = max(flight.depth, depth)
         job = flight.job
@@ -315,7 +339,7 @@ class Loader:
         else:
             refused = not self._pools[depth].submit(job)
         if refused:
-            self.counters["loads_refused"] += 1
+            self.counts[REFUSED] += 1
             return LoadError(
                 f"group {self.spec.name!r}: {LOADS_QUEUED_MAX} loads wait already; "
                 "the getter is too slow for what is asked of it",
@@ -323,7 +347,7 @@ class Loader:
                 cause_type="overloaded",
             )
         self.running += 1
-        self.counters["loads"] += len(job.flights)
+        self.counts[LOADS] += len(job.flights)
         job.timer = self._loop.call_later(self.spec.load_timeout_s, self._timed_out, job)
         return None
 
@@ -354,7 +378,7 @@ class Loader:
             job.task.cancel()
             self.stray.append(job.task)
         job.close()
-        self.counters["load_timeouts"] += 1
+        self.counts[LOAD_TIMEOUTS] += 1
         error = DeadlineExceededError(
             f"group {self.spec.name!r}: the load took longer than load_timeout "
             f"({timeout_s:g} s) {where}",
@@ -385,10 +409,10 @@ class Loader:
                 mirror=mirror,
             )
         except ValueTooLargeError:
-            self.counters["loads_not_kept"] += 1  # returned all the same
+            self.counts[NOT_KEPT] += 1  # returned all the same
         except Exception:
             log.warning("the shard refused a loaded value", exc_info=True, group=spec.name)
-            self.counters["loads_not_kept"] += 1
+            self.counts[NOT_KEPT] += 1
 
     def _stray_ended(self, task: asyncio.Task[None]) -> None:
         self._hung_tasks.discard(task)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from kamacache.calls import ChainLink
 from kamacache.limits import PEER_PEEK_S
+from kamacache.rundir.meters import GROUP
 from kamacache.wire.messages import PEEK, Get, Value
 from kamacache.worker.flights import Flight, Waiter
 from kamacache.worker.loader import Loader
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 Chain = tuple[ChainLink, ...]
 
+PEEKS: Final = GROUP.at("peeks")
+PEEK_HITS: Final = GROUP.at("peek_hits")
+
 
 class Peeking:
     """Own keys that another node may hold; those that it does not are loaded together."""
@@ -29,16 +33,14 @@ class Peeking:
     __slots__ = (
         "_absent",
         "_chain",
-        "_counters",
         "_deadline_s",
         "_depth",
         "_loader",
         "_outstanding",
     )
 
-    def __init__(self, loader: Loader, counters: dict[str, int], depth: int, chain: Chain) -> None:
+    def __init__(self, loader: Loader, depth: int, chain: Chain) -> None:
         self._loader = loader
-        self._counters = counters  # has "peeks" and "peek_hits"
         self._depth = depth
         self._chain = chain
         self._deadline_s = time.monotonic() + min(PEER_PEEK_S, loader.spec.load_timeout_s)
@@ -51,7 +53,7 @@ class Peeking:
         flight = loader.flights[key] = Flight(key, loader.shard.now(), depth=self._depth)
         flight.waiters[waiter] = None
         self._outstanding += 1
-        self._counters["peeks"] += 1
+        loader.counts[PEEKS] += 1
         request = Get(group=loader.spec.name, key=key, flags=PEEK)
         holder.send(request, partial(self._answered, flight), self._deadline_s)
         return flight
@@ -69,7 +71,7 @@ class Peeking:
 
     def _keep(self, flight: Flight, held: Value) -> None:
         loader, key = self._loader, flight.key
-        self._counters["peek_hits"] += 1
+        loader.counts[PEEK_HITS] += 1
         if loader.flights.get(key) is flight:
             del loader.flights[key]
             if held.value is not None or loader.spec.negative_ttl_ms:

@@ -30,6 +30,7 @@ from kamacache.errors import (
     from_fields,
 )
 from kamacache.limits import PEER_TRIES_MAX, PEER_WRITE_S
+from kamacache.rundir.meters import WORKER
 from kamacache.wire.messages import (
     Delete,
     DeleteMany,
@@ -45,6 +46,8 @@ from kamacache.worker.replies import failure
 from kamacache.worker.waiters import Asker
 
 NOT_SENT_RETRY_S: Final = 0.005
+SENT: Final = WORKER.at("writes_sent")
+REROUTED: Final = WORKER.at("writes_rerouted")
 
 log = logging.getLogger("kamacache.worker.pending")
 
@@ -57,7 +60,7 @@ class Ways(Protocol):
     """Where writes go, and what is done with those of this node: `kamacache.worker.writes`."""
 
     loop: asyncio.AbstractEventLoop
-    counters: dict[str, int]
+    counts: memoryview[int]
     peers: Peers
 
     def split(self, items: Sequence[Item]) -> tuple[list[Item], dict[Link, list[Item]]]: ...
@@ -123,7 +126,7 @@ class PendingWrite:
 
     def _send(self, link: Link, items: list[Item], tries: int) -> None:
         self._outstanding += 1
-        self._writes.counters["writes_sent"] += len(items)
+        self._writes.counts[SENT] += len(items)
         if len(items) == 1 and items[0][1] is not None:
             self._reads.set_begins(items[0][0])
         now_s = time.monotonic()
@@ -198,7 +201,7 @@ class PendingWrite:
         if time.monotonic() >= self._deadline_s:
             self._fail(self._given_up(NodeUnavailableError("the deadline passed")))
             return
-        self._writes.counters["writes_rerouted"] += len(items)
+        self._writes.counts[REROUTED] += len(items)
         ours, theirs = self._writes.split(items)
         self.begin(ours, theirs, tries)
         self._end_part()

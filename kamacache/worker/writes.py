@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Final
 
 from kamacache.clock import boottime_ms
 from kamacache.cluster.peers import Link, Peers
@@ -29,6 +30,7 @@ from kamacache.errors import (
     KamaCacheError,
 )
 from kamacache.limits import PEER_WRITE_S, SWEEP_SLOTS
+from kamacache.rundir.meters import WORKER, Region
 from kamacache.wire.messages import (
     FROM_PEER,
     Delete,
@@ -55,26 +57,32 @@ from kamacache.worker.pending import Item, PendingWrite
 from kamacache.worker.replies import failure
 from kamacache.worker.waiters import Asker
 
+COUNTERS: Final = (
+    "writes_sent",
+    "writes_rerouted",
+    "writes_not_owned",
+    "writes_late",
+    "invalidations_taken",
+    "flushes_taken",
+)
+_, _, NOT_OWNED, LATE, INVALIDATIONS, FLUSHES = map(WORKER.at, COUNTERS)
+
 
 class Writes:
     """What a worker with peers does with writes; `join` puts it into the handlers' table."""
 
     def __init__(
-        self, groups: dict[str, HostedGroup], peers: Peers, loop: asyncio.AbstractEventLoop
+        self,
+        groups: dict[str, HostedGroup],
+        peers: Peers,
+        loop: asyncio.AbstractEventLoop,
+        meters: Region | None = None,
     ) -> None:
+        """``meters`` are the worker's; None: as in a test."""
         self.peers = peers
         self.loop = loop
-        self.counters: dict[str, int] = dict.fromkeys(
-            (
-                "writes_sent",
-                "writes_rerouted",
-                "writes_not_owned",
-                "writes_late",
-                "invalidations_taken",
-                "flushes_taken",
-            ),
-            0,
-        )
+        self.meters = meters or Region(WORKER)
+        self.counts = self.meters.words  # add to a word by its place
         self._groups = groups
         self._flushing: set[asyncio.Task[None]] = set()
 
@@ -132,7 +140,7 @@ class Writes:
             detach(key)
             written(key, version)
             dropped += shard.drop_older(key, version)
-        self.counters["invalidations_taken"] += len(request.items)
+        self.counts[INVALIDATIONS] += len(request.items)
         return Done(request.id, dropped)
 
     def flush(self, request: Flush, asker: Asker) -> Reply | None:
@@ -156,7 +164,7 @@ class Writes:
                 while start >= 0:
                     start = group.shard.flush_older(request.version, start, SWEEP_SLOTS)
                     await asyncio.sleep(0)
-            self.counters["flushes_taken"] += 1
+            self.counts[FLUSHES] += 1
         except KamaCacheError as error:
             reply = failure(request.id, error)
         asker.answer(reply)
@@ -229,7 +237,7 @@ class Writes:
 
     def _put_mirror(self, group: HostedGroup, key: bytes, value: bytes, ttl_ms: int | None) -> None:
         """Store what the ring gives to another node, as far as this node sees it."""
-        self.counters["writes_not_owned"] += 1
+        self.counts[NOT_OWNED] += 1
         expiry_ms = group.expiry_after(ttl_ms)
         group.reads.detach(key)
         mirror_ttl_ms = group.spec.mirror_ttl_ms
@@ -242,7 +250,7 @@ class Writes:
         if request.sent:
             observe(group.shard, request.sent)
         if request.until_ms and boottime_ms() > request.until_ms:
-            self.counters["writes_late"] += 1
+            self.counts[LATE] += 1
             raise DeadlineExceededError(
                 f"group {request.group!r}: the write arrived when its sender had given it up",
                 group=request.group,
@@ -251,4 +259,5 @@ class Writes:
 
     def stats(self) -> dict[str, int]:
         """Return the counters."""
-        return dict(self.counters)
+        counts = self.meters.counts()
+        return {name: counts[name] for name in COUNTERS}

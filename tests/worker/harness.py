@@ -113,7 +113,7 @@ class Running:
         return asyncio.run_coroutine_threadsafe(run(), self.loop).result(10)
 
     def counter(self, name: str, group: str = "g") -> int:
-        return self.groups[group].loader.counters[name]
+        return self.groups[group].loader.stats()[name]
 
     def start(self) -> None:
         self._listener = listen(self.path, None)

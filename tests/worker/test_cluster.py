@@ -631,9 +631,9 @@ async def test_an_answer_that_comes_after_a_newer_writes_invalidation_is_not_kep
         slow.setattr(link, "_end", lambda *answer: answers.append(answer))
         setting = asyncio.ensure_future(a.set(key, b"older"))
         await until(lambda: len(answers) == 1)
-        taken = a.writes.counters["invalidations_taken"]
+        taken = a.writes.stats()["invalidations_taken"]
         await (c.delete(key) if newer is None else c.set(key, newer))
-        await until(lambda: a.writes.counters["invalidations_taken"] > taken)
+        await until(lambda: a.writes.stats()["invalidations_taken"] > taken)
     link._end(*answers[0])
     assert isinstance(await setting, Done)
     assert await a.get(key) == (newer or key + b"@b:1")

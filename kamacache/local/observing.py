@@ -1,0 +1,463 @@
+"""Makes snapshots of a node: from its files and shared memory, and one question to each worker.
+
+*Process*: http, on its loop; the ``kamacache`` command::
+
+    roster.json, control words, membership ──┐
+    counters, meters, headers of the shards ─┼──► NodeSnapshot
+    /proc of each process ───────────────────┤
+    each worker: Stats, of now ── 0.8 s ─────┘  no answer: ``answered`` is False, the rest is there
+
+*Invariants*: every counter comes out of shared memory, so that neither a worker that hangs nor one
+that was killed takes one away or back; what a worker is asked for is of the moment. Askers share
+one round, and within `SNAPSHOT_EVERY_S` its result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import time
+from typing import Any
+
+import msgspec
+import psutil
+
+from kamacache.clock import boottime_ms
+from kamacache.cluster.membership import Membership, MembershipReader
+from kamacache.cluster.ring import Ring
+from kamacache.errors import KamaCacheError, NodeUnavailableError, StorageError
+from kamacache.limits import PEER_METERS_MAX, SNAPSHOT_EVERY_S, WORKER_ASKED_S
+from kamacache.local.mapping import NodeMapping
+from kamacache.local.snapshot import (
+    FrontInfo,
+    GroupInfo,
+    GrpcMethod,
+    Histogram,
+    HttpInfo,
+    HttpRequests,
+    MemberInfo,
+    MembershipInfo,
+    NodeInfo,
+    NodeSnapshot,
+    PeerInfo,
+    RoleInfo,
+    ShardInfo,
+    WorkerInfo,
+)
+from kamacache.rundir.control import SERVE_UNTIL
+from kamacache.rundir.description import NodeDescription, read_description
+from kamacache.rundir.layout import RunDir
+from kamacache.rundir.meters import (
+    GRPC_CODES,
+    GRPC_METHODS,
+    HTTP_CODES,
+    HTTP_HANDLERS,
+    HTTP_METHODS,
+    OTHER_PEERS,
+    Meters,
+    Region,
+    WorkerMeters,
+)
+from kamacache.rundir.roster import Roster, RosterRole, read_roster
+from kamacache.store import Arena, last_maintained_ms, published_counters
+from kamacache.wire.messages import LinkNow, Stats, StatsReply
+
+_LINK_STATES = ("usable", "draining", "returning", "down", "connecting")
+
+
+class Observer:
+    """Looks at one life of a node."""
+
+    def __init__(
+        self, run_dir: str | os.PathLike[str], description: NodeDescription | None = None
+    ) -> None:
+        """Map the node of a run directory; raises `NodeUnavailableError` where there is none."""
+        self._run_dir = RunDir(run_dir)
+        self._about = about = description or read_description(self._run_dir)
+        # As one of the node: a question is waited for though serve-until has passed.
+        self._mapping = NodeMapping(about, in_node=True)
+        self._meters = Meters(about.shm_dir)
+        self._membership = MembershipReader(about) if about.clustered else None
+        self._members: MembershipInfo | None = None
+        self._processes: dict[int, psutil.Process] = {}
+        self._round: asyncio.Task[NodeSnapshot] | None = None
+        self._known: tuple[float, NodeSnapshot] | None = None
+
+    async def snapshot(self) -> NodeSnapshot:
+        """Return what the node is and does, as of `SNAPSHOT_EVERY_S` ago at most.
+
+        Raises `NodeUnavailableError` where its files are gone.
+        """
+        if self._known is not None and time.monotonic() - self._known[0] < SNAPSHOT_EVERY_S:
+            return self._known[1]
+        if self._round is None:
+            self._round = asyncio.get_running_loop().create_task(self._look())
+            self._round.add_done_callback(self._end_round)
+        return await asyncio.shield(self._round)  # who goes away does not end it for the others
+
+    def close(self) -> None:
+        """Close the connections to the workers."""
+        if self._round is not None:
+            self._round.cancel()
+        self._mapping.close()
+
+    def _end_round(self, task: asyncio.Task[NodeSnapshot]) -> None:
+        self._round = None
+        if not task.cancelled() and task.exception() is None:
+            self._known = time.monotonic(), task.result()
+
+    async def _look(self) -> NodeSnapshot:
+        answers = await asyncio.gather(*map(self._ask, range(self._about.workers)))
+        membership = await self._look_at_members()
+        roster = self._roster()
+        meters = [self._meters.worker(index) for index in range(self._about.workers)]
+        now_ms = boottime_ms()
+        replies = [reply for _, reply in answers]
+        groups, seen_ms = self._groups(meters, replies)
+        node = self._node(roster, now_ms)
+        node.ready = node.serving and node.state == "ready" and None not in replies
+        return NodeSnapshot(
+            node=node,
+            roles=self._roles(roster),
+            membership=membership,
+            peers=_peers(meters, replies, membership),
+            workers=[
+                _worker(index, took_s, reply, meters[index], seen_ms[index], now_ms)
+                for index, (took_s, reply) in enumerate(answers)
+            ],
+            groups=groups,
+            grpc=self._grpc(),
+            fronts=self._fronts(),
+            http=None if self._about.api is None else _http(self._meters.http),
+        )
+
+    async def _ask(self, worker: int) -> tuple[float, StatsReply | None]:
+        began_s = time.monotonic()
+        try:
+            links = self._mapping.async_links[worker]
+            reply = await links.call(Stats(), began_s + WORKER_ASKED_S)
+        except KamaCacheError:
+            reply = None
+        return time.monotonic() - began_s, reply if isinstance(reply, StatsReply) else None
+
+    # -- the node --------------------------------------------------------------------------
+
+    def _roster(self) -> Roster:
+        try:
+            return read_roster(self._about.sockets_dir)
+        except NodeUnavailableError:
+            if not os.path.isdir(self._about.sockets_dir):
+                raise
+            return Roster(state="starting", pid=self._about.pid, began_ms=boottime_ms())
+
+    def _node(self, roster: Roster, now_ms: int) -> NodeInfo:
+        about = self._about
+        until_ms = self._mapping.control.words[SERVE_UNTIL]
+        return NodeInfo(
+            name=about.name,
+            version=about.version,
+            python=platform.python_version(),
+            epoch=about.epoch,
+            pid=roster.pid,
+            state=roster.state,
+            serving=now_ms < until_ms,
+            serve_until_left_ms=max(0, until_ms - now_ms),
+            ready=False,
+            began_ms=roster.began_ms,
+            uptime_s=max(0.0, (now_ms - roster.began_ms) / 1000),
+            workers=about.workers,
+            fronts=self._meters.sizes.fronts,
+            listen=about.listen,
+            api=about.api,
+            clustered=about.clustered,
+            run_dir=str(self._run_dir.path),
+            shm_dir=about.shm_dir,
+            boottime_ms=now_ms,
+            unix_s=time.time(),
+            reloads=roster.reloads,
+            reloads_refused=roster.reloads_refused,
+        )
+
+    def _roles(self, roster: Roster) -> list[RoleInfo]:
+        supervisor = RosterRole(
+            role="supervisor",
+            index=0,
+            pid=roster.pid,
+            ready=roster.state == "ready",
+            restarts=0,
+            started_ms=roster.began_ms,
+        )
+        places = [supervisor, *roster.roles]
+        pids = {place.pid for place in places}
+        self._processes = {p: process for p, process in self._processes.items() if p in pids}
+        return [self._role(place) for place in places]
+
+    def _role(self, place: RosterRole) -> RoleInfo:
+        told = RoleInfo(
+            role=place.role,
+            index=place.index,
+            pid=place.pid,
+            ready=place.ready,
+            restarts=place.restarts,
+            started_ms=place.started_ms,
+        )
+        if not place.pid:
+            told.cpu_s = place.cpu_before_s
+            return told
+        try:
+            process = self._processes.get(place.pid)
+            if process is None:
+                process = self._processes[place.pid] = psutil.Process(place.pid)
+            with process.oneshot():
+                times, memory = process.cpu_times(), process.memory_info()
+                told.threads = process.num_threads()
+                told.open_files = process.num_fds()
+        except (psutil.Error, OSError):  # it died a moment ago, or is another user's
+            return told
+        told.cpu_s = place.cpu_before_s + times.user + times.system
+        told.rss_bytes = memory.rss
+        told.own_bytes = max(0, memory.rss - memory.shared)
+        return told
+
+    async def _look_at_members(self) -> MembershipInfo | None:
+        if self._membership is None:
+            return None
+        if self._members is None or self._membership.changed():
+            found = self._membership.current()
+            # A ring of 1,000 nodes takes seconds to make.
+            self._members = await asyncio.to_thread(_with_shares, found)
+        return self._members
+
+    # -- groups ----------------------------------------------------------------------------
+
+    def _groups(
+        self, meters: list[WorkerMeters], replies: list[StatsReply | None]
+    ) -> tuple[list[GroupInfo], list[int]]:
+        """Return the groups, and when each worker's shards were seen to last."""
+        totals = self._mapping.counters().all_totals()
+        groups, seen_ms = [], [0] * len(meters)
+        for index, spec in enumerate(self._about.groups):
+            group = GroupInfo(name=spec.name, spec=msgspec.to_builtins(spec))
+            hits = totals[index]
+            for name in ("near_hits", "memory_hits", "negative_hits"):
+                setattr(group, name, hits[name])
+            group.misses = hits["socket_gets"]
+            group.gets = group.near_hits + group.memory_hits + group.negative_hits + group.misses
+            group.sets, group.deletes = hits["sets"], hits["deletes"]
+            group.fallback_loads = hits["fallback_loads"]
+            for worker in meters:
+                _add_loads(group, worker.groups[index])
+            for reply in replies:
+                if reply is not None and index < len(reply.groups):
+                    in_flight, queued, fetches = reply.groups[index][:3]
+                    group.loads_in_flight += in_flight
+                    group.loads_queued += queued
+                    group.fetches_in_flight += fetches
+            for shard, arena in enumerate(self._arenas(spec.name)):
+                group.shards.append(_shard(shard, arena))
+                seen_ms[shard] = max(seen_ms[shard], last_maintained_ms(arena))
+            groups.append(group)
+        return groups, seen_ms
+
+    def _arenas(self, group: str) -> list[Arena]:
+        try:
+            return self._mapping.arenas(group)
+        except (StorageError, NodeUnavailableError):  # a shard is being made anew just now
+            return []
+
+    # -- fronts ----------------------------------------------------------------------------
+
+    def _grpc(self) -> list[GrpcMethod]:
+        fronts = [self._meters.front(index) for index in range(self._meters.sizes.fronts)]
+        counts = [front.counts() for front in fronts]
+        methods = []
+        for number, method in enumerate(GRPC_METHODS):
+            codes = {
+                code: sum(count[f"{method} {code}"] for count in counts) for code in GRPC_CODES
+            }
+            seconds = _sum_histograms(fronts, number)
+            if seconds is not None:
+                kept = {code: count for code, count in codes.items() if count}
+                methods.append(GrpcMethod(method=method, codes=kept, seconds=seconds))
+        return methods
+
+    def _fronts(self) -> list[FrontInfo]:
+        fronts = []
+        for index in range(self._meters.sizes.fronts):
+            counts = self._meters.front(index).counts()
+            fronts.append(
+                FrontInfo(
+                    index=index,
+                    calls_in_flight=counts["in_flight"],
+                    peer_streams=counts["peer_streams"],
+                )
+            )
+        return fronts
+
+
+def observe(run_dir: str | os.PathLike[str]) -> NodeSnapshot:
+    """Return one snapshot of the node of a run directory; blocks for a second at most.
+
+    Raises `NodeUnavailableError`. For commands: there must be no running loop in this thread.
+    """
+
+    async def once() -> NodeSnapshot:
+        observer = Observer(run_dir)
+        try:
+            return await observer.snapshot()
+        finally:
+            observer.close()
+
+    return asyncio.run(once())
+
+
+def _with_shares(membership: Membership) -> MembershipInfo:
+    shares = Ring(membership.members).shares() if membership.members else {}
+    return MembershipInfo(
+        number=membership.number,
+        own=membership.own,
+        members=[
+            MemberInfo(address=m.address, weight=m.weight, share=shares[m.address])
+            for m in membership.members
+        ],
+    )
+
+
+def _worker(
+    index: int,
+    took_s: float,
+    reply: StatsReply | None,
+    meters: WorkerMeters,
+    seen_ms: int,
+    now_ms: int,
+) -> WorkerInfo:
+    counts = meters.own.counts()
+    told = WorkerInfo(
+        index=index,
+        answered=reply is not None,
+        answer_s=took_s,
+        connections_refused=counts["connections_refused"],
+        getters_given_up=counts["getters_replaced"],
+        writes_sent=counts["writes_sent"],
+        invalidations_received=counts["invalidations_taken"],
+        flushes_received=counts["flushes_taken"],
+        heartbeat_age_s=max(0, now_ms - seen_ms) / 1000 if seen_ms else None,
+    )
+    if reply is not None:
+        told.connections = reply.stats.get("connections", 0)
+        told.getters_hung = reply.stats.get("getters_hung", 0)
+        told.loads_running = reply.stats.get("loads_running", 0)
+        for in_flight, queued, fetches, *_ in reply.groups:
+            told.loads_in_flight += in_flight
+            told.loads_queued += queued
+            told.fetches_in_flight += fetches
+    return told
+
+
+def _add_loads(group: GroupInfo, region: Region) -> None:
+    for name, count in region.counts().items():
+        if name == "load_queue_us":
+            group.load_queue_s += count / 1e6
+        elif name != "fetches_detached":
+            setattr(group, name, getattr(group, name) + count)
+    sum_s, buckets = region.histogram()
+    group.load_seconds.add(
+        Histogram(bounds_s=group.load_seconds.bounds_s, counts=buckets, sum_s=sum_s)
+    )
+
+
+def _shard(worker: int, arena: Arena) -> ShardInfo:
+    published: dict[str, Any] = {
+        name: count
+        for name, count in published_counters(arena).items()
+        if name in ShardInfo.__struct_fields__
+    }
+    return ShardInfo(worker=worker, capacity_bytes=arena.geometry.total_bytes, **published)
+
+
+def _peers(
+    meters: list[WorkerMeters],
+    replies: list[StatsReply | None],
+    membership: MembershipInfo | None,
+) -> list[PeerInfo]:
+    members = {m.address for m in membership.members} if membership else set()
+    found: dict[str, PeerInfo] = {}
+
+    def peer(address: str) -> PeerInfo:
+        if address not in found:
+            full = len(found) >= PEER_METERS_MAX and address != OTHER_PEERS
+            if full:
+                return peer(OTHER_PEERS)
+            found[address] = PeerInfo(address=address, member=address in members)
+        return found[address]
+
+    if membership is not None:
+        for member in membership.members:
+            if member.address != membership.own:
+                peer(member.address)
+    for worker in meters:
+        for slot in worker.peers[:-1]:
+            if address := slot.address:
+                _add_calls(peer(address), slot)
+        for others in worker.peers[-1:]:
+            if any(others.counts().values()):
+                _add_calls(peer(OTHER_PEERS), others)
+    for reply in replies:
+        for link in reply.links if reply is not None else ():
+            _add_link(peer(link.address), link)
+    return sorted(found.values(), key=lambda info: info.address)
+
+
+def _add_calls(peer: PeerInfo, region: Region) -> None:
+    counts = region.counts()
+    peer.calls += counts["requests"]
+    peer.lost += counts["lost"]
+    peer.late += counts["late"]
+    peer.refused += counts["overloaded"]
+    peer.failures += counts["failures"]
+    peer.connects += counts["connects"]
+    peer.invalidations_sent += counts["invalidation_keys_sent"]
+    peer.flushes_sent += counts["flushes_sent"]
+    sum_s, buckets = region.histogram()
+    peer.seconds.add(Histogram(bounds_s=peer.seconds.bounds_s, counts=buckets, sum_s=sum_s))
+
+
+def _add_link(peer: PeerInfo, link: LinkNow) -> None:
+    peer.links += 1
+    if link.state in _LINK_STATES:
+        setattr(peer, link.state, getattr(peer, link.state) + 1)
+    peer.breaker_failures = max(peer.breaker_failures, link.failures)
+    peer.in_flight += link.in_flight
+    peer.invalidations_pending += link.pending
+    peer.invalidation_lag_s = max(peer.invalidation_lag_s, link.lag_ms / 1000)
+
+
+def _sum_histograms(regions: list[Region], number: int) -> Histogram | None:
+    """Return one histogram over several regions; None where nothing was counted."""
+    summed: Histogram | None = None
+    for region in regions:
+        sum_s, buckets = region.histogram(number)
+        one = Histogram(bounds_s=region.kind.bounds_s, counts=buckets, sum_s=sum_s)
+        if summed is None:
+            summed = one
+        else:
+            summed.add(one)
+    return summed if summed is not None and summed.count else None
+
+
+def _http(region: Region) -> HttpInfo:
+    counts = region.counts()
+    told = HttpInfo(in_flight=counts["in_flight"], connections=counts["connections"])
+    for handler in HTTP_HANDLERS:
+        for method in HTTP_METHODS:
+            for code in HTTP_CODES:
+                if count := counts[f"{handler} {method} {code}"]:
+                    told.requests.append(
+                        HttpRequests(handler=handler, method=method, code=code, count=count)
+                    )
+    for number, handler in enumerate(HTTP_HANDLERS):
+        seconds = _sum_histograms([region], number)
+        if seconds is not None:
+            told.seconds[handler] = seconds
+    return told
