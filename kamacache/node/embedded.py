@@ -35,19 +35,21 @@ from kamacache.getters import Loadable
 from kamacache.limits import BOOT_FAILURES_MAX, BOOT_TIMEOUT_S, DRAIN_TIMEOUT_S
 from kamacache.node.address import parse_address
 from kamacache.node.exits import NodeEndError, flush_streams, why_no_node
+from kamacache.node.exposure import check_exposure
 from kamacache.node.place import find_place
 from kamacache.node.readable import wait_readable
 from kamacache.node.settings import (
     READERS,
     NodeSettings,
-    check_api,
-    check_listen,
     group_id,
+    read_api,
     workers_default,
 )
+from kamacache.node.signals import reset_inherited
 from kamacache.rundir import context
 from kamacache.rundir.context import EXIT_CONFIG, EXIT_OK, EXIT_ROLE
 from kamacache.rundir.layout import SHM_ROOT
+from kamacache.rundir.live import SecurityFiles
 
 STOP_WAIT_S: Final = DRAIN_TIMEOUT_S + 5
 _REPORT_BYTES_MAX: Final = 1 << 16
@@ -68,8 +70,10 @@ class Node:
     of the cluster, this one included, each HOST:PORT or HOST:PORT=WEIGHT; ``discover``: the URL of
     what knows them instead. ``advertise``: this node's name among them, where that is not
     ``listen``. ``api``: HOST:PORT of the HTTP interface. ``run_dir``: None makes one that goes
-    with the node. ``socket_group``: a Unix group whose processes may attach, too. Start it early:
-    a program with threads, a running event loop or grpc cannot be forked.
+    with the node. ``socket_group``: a Unix group whose processes may attach, too. ``tls_...``,
+    ``tokens`` and ``peer_secret``: paths of files, as the flags of that name; ``insecure``: listen
+    beyond loopback without them. Start it early: a program with threads, a running event loop or
+    grpc cannot be forked.
     """
 
     def __init__(
@@ -87,12 +91,19 @@ class Node:
         groups: Iterable[Loadable] = (),
         socket_group: str | None = None,
         insecure: bool = False,
+        tls_cert: str | os.PathLike[str] | None = None,
+        tls_key: str | os.PathLike[str] | None = None,
+        tls_ca: str | os.PathLike[str] | None = None,
+        tls_client_ca: str | os.PathLike[str] | None = None,
+        tokens: str | os.PathLike[str] | None = None,
+        peer_secret: str | os.PathLike[str] | None = None,
+        slow_load_ms: int = 0,
         log_level: str = "warning",
         log_format: str = "console",
     ) -> None:
         self._address = None
         if listen is not None and fronts != 0:
-            self._address = check_listen(parse_address(listen, "listen"), insecure=insecure)
+            self._address = parse_address(listen, "listen")
         self._place = find_place(
             self._address,
             listen_text=listen or "",
@@ -100,7 +111,19 @@ class Node:
             discover=discover,
             advertise=advertise,
         )
-        self._api = check_api(api, insecure=insecure)
+        self._api = read_api(api)
+        files = (tls_cert, tls_key, tls_ca, tls_client_ca, tokens, peer_secret)
+        names = ("tls_cert", "tls_key", "tls_ca", "tls_client_ca", "tokens", "peer_secret")
+        self._security = SecurityFiles(
+            **{n: os.path.abspath(f) if f else None for n, f in zip(names, files, strict=True)}
+        )
+        self._cautions = check_exposure(
+            self._security,
+            self._place,
+            {"listen": self._address, "api": self._api},
+            insecure=insecure,
+        )
+        self._slow_load_ms = READERS["slow_load_ms"]("slow_load_ms", slow_load_ms)
         self._socket_gid = group_id(socket_group)
         self._workers = READERS["workers"](
             "workers", workers_default() if workers is None else workers
@@ -171,6 +194,9 @@ class Node:
             place=self._place,
             api=self._api,
             socket_gid=self._socket_gid,
+            slow_load_ms=self._slow_load_ms,
+            security=self._security,
+            cautions=self._cautions,
             log_level=self._logs[0],
             log_format=self._logs[1],
         )
@@ -285,7 +311,7 @@ class Node:
             from kamacache.node.logs import configure_logs
             from kamacache.node.supervisor import Supervisor
 
-            _reset_inherited_signals()
+            reset_inherited()
             configure_logs(settings.log_level, settings.log_format, role="supervisor")
 
             def report(told: _Report) -> None:
@@ -375,12 +401,3 @@ def _temporary_run_dir() -> Path:
     return Path(
         tempfile.mkdtemp(prefix="kamacache-", dir=base if base and os.path.isdir(base) else "/tmp")
     )
-
-
-def _reset_inherited_signals() -> None:
-    """Undo the program's handlers; the supervisor then sets its own."""
-    signal.set_wakeup_fd(-1)
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}:
-        if callable(signal.getsignal(number)):
-            signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -26,6 +26,7 @@ from kamacache.limits import (
     WORKERS_MAX,
 )
 from kamacache.node.address import Address, parse_address
+from kamacache.node.exposure import check_exposure
 from kamacache.node.group_options import Fields, group_fields, nearest, parse_group
 from kamacache.node.place import Place, find_place
 from kamacache.rundir.layout import SHM_ROOT, default_run_dir
@@ -58,6 +59,7 @@ class NodeSettings:
     log_format: str = "console"
     slow_load_ms: int = 0  # 0: no load is logged for being slow
     security: SecurityFiles = field(default_factory=SecurityFiles)
+    cautions: tuple[str, ...] = ()  # of what is not wrong, a sentence each; for the log
     warm_restart_max_downtime_s: float = 0  # 0: the shards go with the node
 
     def live(self, number: int) -> LiveSettings:
@@ -222,30 +224,33 @@ def from_layers(
             name, fields = parse_group(text)
             groups[name] = {**groups.get(name, {}), **fields}
     listen = _listen(values)
+    place = find_place(
+        listen,
+        listen_text=values.get("listen", LISTEN_DEFAULT),
+        peers=values.get("peers", ()),
+        discover=values.get("discover"),
+        advertise=values.get("advertise"),
+    )
+    api = read_api(values.get("api"))
+    security = SecurityFiles(**{name: values.get(name) for name in SecurityFiles.__struct_fields__})
     insecure = values.get("insecure", False)
+    cautions = check_exposure(security, place, {"listen": listen, "api": api}, insecure=insecure)
     return NodeSettings(
         run_dir=Path(values.get("run_dir") or default_run_dir()),
         shm_dir=Path(values.get("shm_dir") or SHM_ROOT),
         workers=values.get("workers", workers_default()),
         fronts=values.get("fronts", 1) if listen else 0,
         listen=listen,
-        place=find_place(
-            listen,
-            listen_text=values.get("listen", LISTEN_DEFAULT),
-            peers=values.get("peers", ()),
-            discover=values.get("discover"),
-            advertise=values.get("advertise"),
-        ),
-        api=check_api(values.get("api"), insecure=insecure),
+        place=place,
+        api=api,
         app=values.get("app") or None,
         groups=groups,
         socket_gid=group_id(values.get("socket_group")),
         log_level=values.get("log_level", "info"),
         log_format=values.get("log_format", "console"),
         slow_load_ms=values.get("slow_load_ms", 0),
-        security=SecurityFiles(
-            **{name: values.get(name) for name in SecurityFiles.__struct_fields__}
-        ),
+        security=security,
+        cautions=cautions,
         warm_restart_max_downtime_s=values.get(
             "warm_restart_max_downtime", WARM_RESTART_DOWNTIME_S
         ),
@@ -265,30 +270,17 @@ def _listen(values: Mapping[str, Any]) -> Address | None:
     text = values.get("listen", LISTEN_DEFAULT)
     if text.lower() in _NONE or values.get("fronts", 1) == 0:
         return None
-    return check_listen(parse_address(text, "listen"), insecure=values.get("insecure", False))
+    return parse_address(text, "listen")
 
 
-def check_listen(address: Address, setting: str = "listen", *, insecure: bool) -> Address:
-    """Return the address; raises `ConfigError` where other hosts could reach it unasked."""
-    if not address.loopback and not insecure:
-        raise ConfigError(
-            f"{setting} is {address}, which other hosts can reach, and this version has neither "
-            "TLS nor tokens; listen on 127.0.0.1, or say --insecure where the network is yours "
-            "alone",
-            setting=setting,
-            value=str(address),
-        )
-    return address
-
-
-def check_api(text: str | None, *, insecure: bool) -> Address | None:
+def read_api(text: str | None) -> Address | None:
     """Return where HTTP listens, None for no HTTP.
 
-    Raises `ConfigError` where it must not listen there, or cannot for want of packages.
+    Raises `ConfigError` where it cannot for want of packages.
     """
     if text is None or text.lower() in _NONE:
         return None
-    address = check_listen(parse_address(text, "api"), "api", insecure=insecure)
+    address = parse_address(text, "api")
     missing = [name for name in _HTTP_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(

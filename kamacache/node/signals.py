@@ -1,6 +1,7 @@
 """Signals as a queue: handlers only enqueue, the supervisor's loop decides.
 
-*Process*: the supervisor; `reset_in_child` runs in what it forks.
+*Process*: the supervisor; `reset_in_child` runs in what it forks, `reset_inherited` in a supervisor
+that a program forked.
 """
 
 from __future__ import annotations
@@ -92,5 +93,14 @@ def reset_in_child() -> None:
         if number in _IGNORED_IN_CHILDREN or number == signal.SIGPIPE:
             signal.signal(number, signal.SIG_IGN)
         elif signal.getsignal(number) is not signal.SIG_DFL:
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def reset_inherited() -> None:
+    """Undo the handlers of the program that this process was forked from; it then sets its own."""
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}:
+        if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -128,6 +128,8 @@ class Supervisor:
 
     def _run_locked(self) -> int:
         settings = self._settings
+        for caution in settings.cautions:
+            log.warning("the node is less safe than it could be", detail=caution)
         self._notifier.extend(time.monotonic(), 2 * BOOT_TIMEOUT_S)  # nothing is said meanwhile
         try:
             specs = [group.spec for group in self._groups]

@@ -122,6 +122,21 @@ def check_peering(files: SecurityFiles, name: str) -> None:
         ) from error
 
 
+def why_restart(old: SecurityFiles, new: SecurityFiles) -> str | None:
+    """Return why a running node cannot go over to these files, None where it can."""
+    if bool(old.tls_cert) != bool(new.tls_cert):
+        return (
+            "TLS cannot be turned on or off while the node runs (tls_cert); restart it, and all "
+            "nodes of the cluster with it"
+        )
+    if bool(old.tls_client_ca) != bool(new.tls_client_ca):
+        return (
+            "whether clients need a certificate cannot change while the node runs (tls_client_ca); "
+            "restart it"
+        )
+    return None
+
+
 def server_context(material: Material) -> ssl.SSLContext:
     """Return the context of a server that speaks HTTP/1.1 over TLS 1.2 or later."""
     context = _server(material.cert, material.key)

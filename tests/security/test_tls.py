@@ -264,3 +264,11 @@ def test_a_file_of_secrets_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
     assert read_bounded("tls_cert", str(path)) == b"x" * 100
     with pytest.raises(ConfigError, match="0604"):
         read_bounded("peer_secret", str(path), secret=True)
+
+
+def test_a_reload_changes_files_and_not_whether_there_is_tls() -> None:
+    none, tls_only = SecurityFiles(), SecurityFiles(tls_cert="/c", tls_key="/k")
+    mutual = changed(tls_only, tls_client_ca="/a")
+    assert tls.why_restart(mutual, changed(mutual, tls_cert="/d", tls_client_ca="/b")) is None
+    for old, new in ((none, tls_only), (tls_only, none), (tls_only, mutual), (mutual, tls_only)):
+        assert "restart" in (tls.why_restart(old, new) or "")
