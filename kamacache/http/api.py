@@ -1,4 +1,4 @@
-"""The routes: /api over the node's groups, /healthz and /readyz.
+"""The routes: /api over the node's groups, /healthz and /readyz, and the pages of others.
 
 *Process*: http, on its loop. What users may rely on is in docs/http.md::
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from starlette.applications import Starlette
@@ -42,11 +42,14 @@ from kamacache.http.answers import (
     answer_failure,
     answer_json,
 )
+from kamacache.http.metering import HttpMeter
 from kamacache.http.query import PARAMETERS, deadline_of, key_of, read_query, ttl_ms_of
 from kamacache.http.readiness import Readiness
+from kamacache.http.routes import Page
 from kamacache.http.settings import HttpSettings
 from kamacache.limits import LOG_EVERY_S
 from kamacache.local.attached import AttachedEngine
+from kamacache.rundir.meters import Region
 from kamacache.store.entries import Entry
 
 GROUPS_NAMED_MAX: Final = 16
@@ -166,7 +169,7 @@ class Api:
 class Gate:
     """The ASGI app: lets requests in, as many as may be, until the node drains.
 
-    The probes always pass.
+    The probes always pass, and the pages that say so.
     """
 
     def __init__(
@@ -174,18 +177,30 @@ class Gate:
         engines: Mapping[str, AttachedEngine],
         readiness: Readiness,
         settings: HttpSettings,
+        *,
+        pages: Sequence[Page] = (),
+        meters: Region | None = None,
     ) -> None:
+        """``meters`` count the requests, and outlive the process; None: as in a test."""
         api = Api(engines, Room(settings.held_bytes_max))
         self._readiness = readiness
-        self._app = _routes(api, readiness)
+        self._app = _routes(api, readiness, pages)
+        self._names = {"/api": "api", **{path: path[1:] for path in PROBES}}
+        self._names |= {page.path: page.name for page in pages}
+        self._always = frozenset((*PROBES, *(page.path for page in pages if page.always)))
+        self.meter = HttpMeter(meters)
         self._requests_max = settings.requests_max
         self.in_flight = 0
         self.idle = asyncio.Event()
         self.idle.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["path"] in PROBES:
+        """Answer one request, and count it."""
+        name = self._names.get(scope["path"], "other")
+        await self.meter.count(name, self._admit, scope, receive, send)
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] in self._always:
             await self._app(scope, receive, send)
             return
         if self._readiness.draining:
@@ -215,7 +230,7 @@ class Gate:
         self._readiness.draining = True
 
 
-def _routes(api: Api, readiness: Readiness) -> ASGIApp:
+def _routes(api: Api, readiness: Readiness, pages: Sequence[Page]) -> ASGIApp:
     async def healthz(request: Request) -> Response:
         return answer_json({"alive": True})
 
@@ -230,6 +245,7 @@ def _routes(api: Api, readiness: Readiness) -> ASGIApp:
             Route("/api", api.handle, methods=["GET", "PUT", "DELETE"]),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
+            *(Route(page.path, page.handle, methods=list(page.methods)) for page in pages),
         ],
         exception_handlers={HTTPException: _on_http_error},
     )

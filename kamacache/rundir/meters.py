@@ -24,7 +24,7 @@ import mmap
 import os
 from bisect import bisect_left
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from kamacache.errors import NodeUnavailableError
@@ -61,10 +61,14 @@ class Kind:
     bounds_s: tuple[float, ...] = ()
     histograms: int = 0
     before: int = 0  # words ahead of the named ones
+    _places: dict[str, int] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        self._places.update({name: at for at, name in enumerate(self.names, self.before)})
 
     def at(self, name: str) -> int:
         """Return the word of a name."""
-        return self.before + self.names.index(name)
+        return self._places[name]
 
     def histogram_at(self, number: int) -> int:
         """Return the first word of a histogram: the sum in microseconds, then the buckets."""
