@@ -39,6 +39,7 @@ class NodeProcess:
         environment: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
         terminal: int | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self.run_dir = run_dir
         self._log_path = run_dir.with_name(run_dir.name + f".log{time.monotonic_ns()}")
@@ -54,6 +55,7 @@ class NodeProcess:
                 cwd=cwd or ROOT,
                 env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
                 start_new_session=bool(prefix),
+                pass_fds=pass_fds,
             )
         self._wrapped = bool(prefix)
         self.pid = self.process.pid

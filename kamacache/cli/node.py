@@ -28,6 +28,7 @@ from kamacache.limits import (
     WORKERS_MAX,
 )
 from kamacache.node.exits import NodeEndError, why_no_node
+from kamacache.node.inherited import take_inherited
 from kamacache.node.settings import (
     ENVIRONMENT_PREFIX,
     LISTEN_DEFAULT,
@@ -178,7 +179,8 @@ def _run(config: str | None, flags: dict[str, Any]) -> int:
         return _refused(EXIT_ROLE, reason)
     try:
         path = config or os.environ.get(ENVIRONMENT_PREFIX + "CONFIG")
-        settings = from_layers(flags, os.environ, read_file(path) if path else {})
+        inherited = take_inherited()
+        settings = from_layers(flags, os.environ, read_file(path) if path else {}, inherited)
     except ConfigError as error:
         return _refused(EXIT_CONFIG, str(error))
     # Now and not at the top: --help and a wrong flag answer without loading the node.

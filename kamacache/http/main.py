@@ -49,7 +49,9 @@ def run(context: RoleContext, settings: HttpSettings | None = None) -> int:
         if context.description.api is None:
             raise ConfigError("the HTTP role needs an address", setting="api")
         settings = HttpSettings(
-            listen=context.description.api, drain_timeout_s=context.drain_timeout_s
+            listen=context.description.api,
+            listen_fd=context.api_fd,
+            drain_timeout_s=context.drain_timeout_s,
         )
     uvloop.run(_serve(context, settings))
     return EXIT_OK

@@ -100,7 +100,7 @@ class HttpServer:
 
     async def start(self) -> int:
         """Bind and serve; return the port. Raises `NodeUnavailableError` where it cannot bind."""
-        listener = _bind(self._settings.listen)
+        listener = _listener(self._settings)
         self.port = listener.getsockname()[1]
         loop = asyncio.get_running_loop()
         self._serving = loop.create_task(self._server.serve([listener]))
@@ -172,6 +172,14 @@ def _config(gate: Gate, settings: HttpSettings) -> uvicorn.Config:
         headers=[("server", "kamacache")],
         timeout_keep_alive=settings.keep_alive_s,
     )
+
+
+def _listener(settings: HttpSettings) -> socket.socket:
+    if settings.listen_fd is None:
+        return _bind(settings.listen)
+    passed = socket.socket(fileno=settings.listen_fd)
+    passed.setblocking(False)
+    return passed
 
 
 def _bind(listen: str) -> socket.socket:

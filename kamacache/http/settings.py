@@ -15,6 +15,7 @@ class HttpSettings:
     """One HTTP role's settings."""
 
     listen: str
+    listen_fd: int | None = None  # of a socket that listens there already; None: one is bound
     connections_max: int = limits.HTTP_CONNECTIONS_MAX
     requests_max: int = limits.HTTP_REQUESTS_MAX
     held_bytes_max: int = limits.HTTP_HELD_BYTES_MAX

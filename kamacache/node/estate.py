@@ -102,7 +102,8 @@ class Estate:
                 other=other,
             )
         listen = self._hold(settings.listen if settings.fronts else None, "listen")
-        api = self._hold(settings.api, "api")
+        # A socket that was passed listens already, and is everybody's who has a copy of it.
+        api = settings.api if settings.api_fd is not None else self._hold(settings.api, "api")
         check_space(Path(settings.shm_dir), self._required_bytes())
         store.warn_unless_tmpfs(settings.shm_dir)
         own_folder(self._shm_dir.parent, "shm_dir", gid=settings.socket_gid)

@@ -28,6 +28,7 @@ from kamacache.limits import (
 from kamacache.node.address import Address, parse_address
 from kamacache.node.exposure import check_exposure
 from kamacache.node.group_options import Fields, group_fields, nearest, parse_group
+from kamacache.node.inherited import InheritedSocket
 from kamacache.node.place import Place, find_place
 from kamacache.rundir.layout import SHM_ROOT, default_run_dir
 from kamacache.rundir.live import LiveSettings, SecurityFiles
@@ -52,6 +53,7 @@ class NodeSettings:
     listen: Address | None = None  # None: no gRPC
     place: Place = field(default_factory=Place)
     api: Address | None = None  # None: no HTTP
+    api_fd: int | None = None  # of a socket that listens there already
     app: str | None = None
     groups: dict[str, Fields] = field(default_factory=dict)
     socket_gid: int | None = None
@@ -196,13 +198,16 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def from_layers(
-    flags: Mapping[str, Any], environment: Mapping[str, str], file: Mapping[str, Any]
+    flags: Mapping[str, Any],
+    environment: Mapping[str, str],
+    file: Mapping[str, Any],
+    inherited: InheritedSocket | None = None,
 ) -> NodeSettings:
     """Return the node that flags, environment and file together describe.
 
     ``flags`` and ``file`` map names of settings to values (a flag that was not given is absent or
     None); ``environment`` is the process's. Groups of all three are joined, by name the stronger
-    source wins. Raises `ConfigError`.
+    source wins. HTTP listens on the ``inherited`` socket, where there is one. Raises `ConfigError`.
     """
     values: dict[str, Any] = {}
     for name, read in READERS.items():
@@ -231,7 +236,8 @@ def from_layers(
         discover=values.get("discover"),
         advertise=values.get("advertise"),
     )
-    api = read_api(values.get("api"))
+    told = values.get("api")
+    api = read_api(inherited.agree(told) if inherited else told)
     security = SecurityFiles(**{name: values.get(name) for name in SecurityFiles.__struct_fields__})
     insecure = values.get("insecure", False)
     cautions = check_exposure(security, place, {"listen": listen, "api": api}, insecure=insecure)
@@ -243,6 +249,7 @@ def from_layers(
         listen=listen,
         place=place,
         api=api,
+        api_fd=inherited.fd if inherited else None,
         app=values.get("app") or None,
         groups=groups,
         socket_gid=group_id(values.get("socket_group")),

@@ -246,6 +246,7 @@ class Supervisor:
                 groups=self._groups,
                 run_dir_is_temporary=self._temporary,
                 socket_gid=self._settings.socket_gid,
+                api_fd=self._settings.api_fd if child.role == "http" else None,
                 live=self._live,
             )
             inherited = [
@@ -260,6 +261,8 @@ class Supervisor:
                 inherited.append(self._selector.fileno())
             if self._program_pidfd is not None:
                 inherited.append(self._program_pidfd)
+            if self._settings.api_fd is not None and child.role != "http":
+                inherited.append(self._settings.api_fd)
             self._estate.leave()
             for pulse in self._pulses.values():
                 pulse.close()

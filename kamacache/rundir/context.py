@@ -80,6 +80,7 @@ class RoleContext:
     groups: tuple[Any, ...] = ()
     run_dir_is_temporary: bool = False  # made for this node alone: goes with it
     socket_gid: int | None = None  # group that may connect; None: the owner alone
+    api_fd: int | None = None  # of a socket that listens for HTTP already; None: the role binds one
     drain_timeout_s: float = DRAIN_TIMEOUT_S
     live: LiveSettings = field(default_factory=LiveSettings)  # when the role was forked
 
