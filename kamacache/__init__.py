@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from kamacache.client import Client
     from kamacache.errors import (
+        AccessDeniedError,
         ConfigError,
         DeadlineExceededError,
         GroupNotFoundError,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AccessDeniedError",
     "Client",
     "ConfigError",
     "DeadlineExceededError",

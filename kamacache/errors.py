@@ -92,6 +92,14 @@ class DeadlineExceededError(KamaCacheError, TimeoutError):
     shard: int | None
 
 
+class AccessDeniedError(KamaCacheError, PermissionError):
+    """The call brought no token that the node knows (``token`` is None), or one that may not."""
+
+    fields = ("token", "group")
+    token: str | None
+    group: str | None
+
+
 class StorageError(KamaCacheError, OSError):
     """A shard's files cannot be made, reserved, opened or locked."""
 
@@ -120,6 +128,7 @@ _BY_NAME: dict[str, type[KamaCacheError]] = {
         GroupNotFoundError,
         NodeUnavailableError,
         DeadlineExceededError,
+        AccessDeniedError,
         StorageError,
         ConfigError,
     )

@@ -134,6 +134,15 @@ SECURITY_FILE_BYTES_MAX: Final = 1 << 20
 TLS_EXPIRY_WARNING_DAYS: Final = 14  # that a certificate has left: the log says so at each load
 TLS_HANDSHAKE_S: Final = 10.0  # for a client to finish its handshake
 
+# Tokens and the peers' secret.
+SECRET_CHARS_MIN: Final = 16  # of a token, or of a line of the peers' secret
+TOKENS_MAX: Final = 256  # each is compared with what a call presents
+TOKEN_NAME_CHARS_MAX: Final = 64
+TOKEN_GROUPS_MAX: Final = 256  # that a token names for reading, or for writing
+ACCESS_REFUSED_WAIT_S: Final = 0.5  # that who presents an unknown token waits for the refusal
+ACCESS_REFUSED_WAITING_MAX: Final = 64  # who wait so in one process; more are refused at once
+PEER_SECRET_LINES_MAX: Final = 8
+
 # Remote clients.
 CLIENT_SEEDS_MAX: Final = 64
 CLIENT_JOIN_S: Final = 1.0  # for the first list of members; the seeds are used as they are then

@@ -15,6 +15,7 @@ import kamacache
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLIC = {
+    "AccessDeniedError",
     "Client",
     "ConfigError",
     "DeadlineExceededError",

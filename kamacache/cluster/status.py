@@ -13,6 +13,7 @@ import grpc
 import msgspec
 
 from kamacache.errors import (
+    AccessDeniedError,
     ConfigError,
     DeadlineExceededError,
     GroupNotFoundError,
@@ -44,6 +45,7 @@ CODES: Final[dict[type[KamaCacheError], grpc.StatusCode]] = {
     LoadError: grpc.StatusCode.UNKNOWN,
     NodeUnavailableError: grpc.StatusCode.UNAVAILABLE,
     DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    AccessDeniedError: grpc.StatusCode.PERMISSION_DENIED,
     StorageError: grpc.StatusCode.INTERNAL,
 }
 
@@ -59,6 +61,8 @@ def to_status(error: KamaCacheError) -> tuple[grpc.StatusCode, str, tuple[tuple[
     """Return ``(code, details, trailing metadata)``, each bounded."""
     if isinstance(error, BatchRangeError):
         code = grpc.StatusCode.OUT_OF_RANGE
+    elif isinstance(error, AccessDeniedError) and error.token is None:
+        code = grpc.StatusCode.UNAUTHENTICATED  # it is not known who asks
     else:
         code = CODES.get(type(error), grpc.StatusCode.INTERNAL)
     kind, message, fields = to_fields(error)
@@ -91,6 +95,8 @@ def from_rpc(error: grpc.RpcError, target: str) -> KamaCacheError:
     details = _part(error, "details") or str(error)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceededError(f"{target} did not answer in time")
+    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        return AccessDeniedError(f"{target} refused the call: {details}")
     if code is grpc.StatusCode.UNAVAILABLE:
         return NodeUnavailableError(f"no node answers at {target} ({details})")
     status = code.name if code is not None else "no status"

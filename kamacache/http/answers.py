@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from kamacache.errors import (
+    AccessDeniedError,
     ConfigError,
     DeadlineExceededError,
     GroupNotFoundError,
@@ -28,6 +29,7 @@ from kamacache.limits import HTTP_PIECE_BYTES
 
 MESSAGE_CHARS_MAX: Final = 500
 RETRY_AFTER_S: Final = 1
+CHALLENGES: Final = 'Bearer realm="kamacache", Basic realm="kamacache"'  # browsers take the second
 
 STATUSES: Final[dict[type[KamaCacheError], int]] = {
     KeyNotFoundError: 404,
@@ -54,6 +56,11 @@ def answer_json(body: dict[str, Any], status: int = 200, **headers: str) -> Resp
 
 def answer_error(error: KamaCacheError) -> Response:
     """Return the answer that says what went wrong."""
+    if isinstance(error, AccessDeniedError):
+        name, message = type(error).__name__, str(error)
+        if error.token is not None:
+            return answer_failure(403, name, message)
+        return answer_failure(401, name, message, www_authenticate=CHALLENGES)
     return answer_failure(STATUSES.get(type(error), 500), type(error).__name__, str(error))
 
 

@@ -16,6 +16,14 @@ def check_files(files: SecurityFiles) -> None:
         from kamacache.security import tls
 
         tls.check(files)
+    if files.tokens:
+        from kamacache.security import tokens
+
+        tokens.check(files)
+    if files.peer_secret:
+        from kamacache.security import peer_secret
+
+        peer_secret.check(files)
 
 
 def cautions(files: SecurityFiles) -> list[str]:

@@ -37,12 +37,20 @@ def test_a_batch_out_of_range_has_its_own_code() -> None:
     assert to_status(BatchRangeError("too many"))[0] is grpc.StatusCode.OUT_OF_RANGE
 
 
+def test_who_is_not_known_and_who_may_not_are_told_apart() -> None:
+    unknown, beyond = errors.AccessDeniedError("who"), errors.AccessDeniedError("no", token="web")
+    assert to_status(unknown)[0] is grpc.StatusCode.UNAUTHENTICATED
+    assert to_status(beyond)[0] is grpc.StatusCode.PERMISSION_DENIED
+
+
 @pytest.mark.parametrize(
     ("code", "cls"),
     [
         (grpc.StatusCode.UNAVAILABLE, errors.NodeUnavailableError),
         (grpc.StatusCode.DEADLINE_EXCEEDED, errors.DeadlineExceededError),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, errors.KamaCacheError),
+        (grpc.StatusCode.UNAUTHENTICATED, errors.AccessDeniedError),
+        (grpc.StatusCode.PERMISSION_DENIED, errors.AccessDeniedError),
     ],
 )
 @pytest.mark.parametrize("trailers", [Metadata(), Metadata((ERROR_KEY, b"\xc1 not msgpack"))])
