@@ -44,7 +44,9 @@ def write_live(sockets_dir: str | os.PathLike[str], live: LiveSettings) -> None:
     """Publish the settings; raises OSError. For the supervisor."""
     path = live_path(sockets_dir)
     fresh = path.with_suffix(".new")
-    fresh.write_bytes(msgspec.json.encode(live))
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(msgspec.json.encode(live))
     fresh.replace(path)
 
 

@@ -121,6 +121,7 @@ def test_files_that_a_worker_makes_anew_are_the_groups_too(
         assert modes == {
             "control": 0o640,
             "counters": 0o660,
+            "meters": 0o640,
             **{f"scores-{shard}.data": 0o640 for shard in range(2)},
             **{f"scores-{shard}.access": 0o660 for shard in range(2)},
         }
