@@ -55,6 +55,11 @@ NOTIFY_AGAIN_S: Final = 0.1  # to try again
 NOTIFY_EXTEND_EVERY_S: Final = 2.0  # how often a slow start or end asks for more time
 NOTIFY_EXTEND_S: Final = 10.0  # that it asks for
 SLOW_LOAD_MS_MAX: Final = 3_600_000  # that --slow-load-ms may be set to
+RELOAD_EVERY_S: Final = 0.5  # SIGHUPs that come faster are taken together
+SECRETS_LOOK_EVERY_S: Final = 10.0  # how often files of certificates and tokens are looked at
+LOG_LINE_BYTES_MAX: Final = 4_096  # PIPE_BUF: what a pipe takes whole or not at all
+LOG_FIELD_CHARS_LEAST: Final = 32  # to which a field is cut before others are left out
+SECRETS_SETTLE_S: Final = 1.0  # for which they must stay as they are before they are taken up
 
 # A warm restart.
 WARM_RESTART_DOWNTIME_S: Final = 60.0  # shards of a node that stopped longer ago are thrown away

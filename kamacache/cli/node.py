@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from functools import partial
 from typing import Any
 
 import click
@@ -28,12 +29,13 @@ from kamacache.limits import (
     WORKERS_MAX,
 )
 from kamacache.node.exits import NodeEndError, why_no_node
-from kamacache.node.inherited import take_inherited
+from kamacache.node.inherited import InheritedSocket, take_inherited
 from kamacache.node.settings import (
     ENVIRONMENT_PREFIX,
     LISTEN_DEFAULT,
     LOG_FORMATS,
     LOG_LEVELS,
+    NodeSettings,
     from_layers,
     read_file,
 )
@@ -177,21 +179,42 @@ def command(config: str | None, **flags: Any) -> None:
 def _run(config: str | None, flags: dict[str, Any]) -> int:
     if (reason := why_no_node()) is not None:
         return _refused(EXIT_ROLE, reason)
+    environment = dict(os.environ)
+    path = config or environment.get(ENVIRONMENT_PREFIX + "CONFIG")
     try:
-        path = config or os.environ.get(ENVIRONMENT_PREFIX + "CONFIG")
         inherited = take_inherited()
-        settings = from_layers(flags, os.environ, read_file(path) if path else {}, inherited)
+        reread = partial(_settings, flags, environment, path and os.path.abspath(path), inherited)
+        settings = reread()
     except ConfigError as error:
         return _refused(EXIT_CONFIG, str(error))
     # Now and not at the top: --help and a wrong flag answer without loading the node.
-    from kamacache.node.logs import configure_logs
+    from kamacache.node.logs import configure_logs, node_label
     from kamacache.node.supervisor import Supervisor
 
-    configure_logs(settings.log_level, settings.log_format, role="supervisor", pid=os.getpid())
+    configure_logs(
+        settings.log_level,
+        settings.log_format,
+        node=node_label(settings.place.name, settings.listen, settings.run_dir),
+    )
     try:
-        return Supervisor(settings, on_ready=_say).run()
+        return Supervisor(settings, reread=reread, on_ready=_say).run()
     except NodeEndError as error:
         return _refused(error.code, error.message) if error.code else 0
+
+
+def _settings(
+    flags: dict[str, Any],
+    environment: dict[str, str],
+    path: str | None,
+    inherited: InheritedSocket | None,
+) -> NodeSettings:
+    """Return the node that flags, environment and file describe now; raises `ConfigError`."""
+    try:
+        return from_layers(flags, environment, read_file(path) if path else {}, inherited)
+    except ConfigError as error:
+        if path is None or path in str(error) or "config file" not in str(error):
+            raise
+        raise ConfigError(f"{error} (it is {path})", setting=error.setting) from error
 
 
 def _say(line: str) -> None:

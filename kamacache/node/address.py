@@ -8,9 +8,10 @@ that listened too was given connections that nobody accepted (30 calls of 30 los
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import socket
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kamacache.errors import ConfigError
 from kamacache.node.exits import NodeEndError
@@ -44,7 +45,7 @@ def parse_address(text: str, setting: str) -> Address:
             value=text,
         )
     try:
-        found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+        found = list(_look_up(host, int(port)))
     except OSError as error:
         raise ConfigError(
             f"{setting} is {text!r}; the host cannot be looked up: {error.strerror}",
@@ -54,6 +55,12 @@ def parse_address(text: str, setting: str) -> Address:
     # IPv4 first: "localhost" is both, and 127.0.0.1 is what people type on the other side.
     found.sort(key=lambda entry: entry[0] != socket.AF_INET)
     return Address(str(found[0][4][0]), int(port))
+
+
+@functools.lru_cache(maxsize=16)
+def _look_up(host: str, port: int) -> tuple[Any, ...]:
+    """Return what a name stands for, asked once: a reload neither waits for DNS nor moves."""
+    return tuple(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
 
 
 def hold_port(address: Address, setting: str = "listen") -> tuple[socket.socket, Address]:

@@ -308,11 +308,15 @@ class Node:
     ) -> NoReturn:
         code = EXIT_ROLE
         try:
-            from kamacache.node.logs import configure_logs
+            from kamacache.node.logs import configure_logs, node_label
             from kamacache.node.supervisor import Supervisor
 
             reset_inherited()
-            configure_logs(settings.log_level, settings.log_format, role="supervisor")
+            configure_logs(
+                settings.log_level,
+                settings.log_format,
+                node=node_label(settings.place.name, settings.listen, settings.run_dir),
+            )
 
             def report(told: _Report) -> None:
                 data = msgspec.msgpack.encode(told)

@@ -22,7 +22,7 @@ from setproctitle import setproctitle
 from kamacache.errors import ConfigError, KamaCacheError
 from kamacache.node.app import load_groups
 from kamacache.node.exits import NodeEndError, flush_streams
-from kamacache.node.logs import configure_logs
+from kamacache.node.logs import configure_logs, node_label
 from kamacache.node.signals import reset_in_child
 from kamacache.rundir import context
 from kamacache.rundir.cleaning import clean_orphaned
@@ -33,9 +33,7 @@ log = logging.getLogger("kamacache.node")
 EXIT_ORPHANED = 1
 
 
-def become(
-    told: RoleContext, *, close_fds: Iterable[int], log_level: str, log_format: str
-) -> NoReturn:
+def become(told: RoleContext, *, close_fds: Iterable[int], log_format: str) -> NoReturn:
     """Turn the forked child into its role; ends the process, never returns or raises."""
     code = EXIT_ROLE
     try:
@@ -45,9 +43,9 @@ def become(
             os.close(fd)
         os.dup2(2, 1)  # stdout has the ready line alone; what getters print goes to stderr
         setproctitle(f"kamacache-node: {told.role} {told.index}")
-        configure_logs(log_level, log_format, role=told.role, index=told.index, pid=os.getpid())
+        _configure_logs(told, log_format)
         watch_supervisor(told)
-        code = _run(told)
+        code = _run(told, log_format)
     finally:
         # os._exit: the stack below us is the supervisor's (or the user's program's), and so are
         # its finally blocks and atexit functions.
@@ -57,10 +55,17 @@ def become(
         os._exit(code)
 
 
-def _run(told: RoleContext) -> int:
+def _configure_logs(told: RoleContext, form: str) -> None:
+    about = told.description
+    node = node_label(about.name, about.listen, told.run_dir.path)
+    configure_logs(told.live.log_level, form, node=node, role=told.role, shard=told.index)
+
+
+def _run(told: RoleContext, log_format: str) -> int:
     try:
         if told.role == "worker" and told.app and not told.groups:
             told = replace(told, groups=load_groups(told.app))
+            _configure_logs(told, log_format)  # the app may have configured its own way
         code = _role(told.role)(told)
     except NodeEndError as error:
         told.report_failed(error.code, error.message)

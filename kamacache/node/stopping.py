@@ -96,7 +96,9 @@ class Stopping:
             self._tell_workers(WORD_END)
         if now_s >= self._kill_at_s:
             for child in living:
-                log.warning("role did not end in time, killed", role=child.role, index=child.index)
+                log.warning(
+                    "role did not end in time, killed", child=child.name, child_pid=child.pid
+                )
                 child.send(signal.SIGKILL)
             self._kill_at_s = now_s + AT_ONCE_GRACE_S
         due_s = [self._kill_at_s]
@@ -112,7 +114,9 @@ class Stopping:
             return
         self._callers_told = True
         for agent in agents:
-            log.warning("agent did not leave in time, killed", index=agent.index)
+            log.warning(
+                "agent did not leave in time, killed", child=agent.name, child_pid=agent.pid
+            )
             agent.send(signal.SIGKILL)
         for child in self._children:
             if child.role in _CALLERS and child.ready:

@@ -44,8 +44,10 @@ from kamacache.node.children import Child, make_children, may_start
 from kamacache.node.estate import Estate, take_lock
 from kamacache.node.exits import NodeEndError, bad_config, flush_streams
 from kamacache.node.group_options import merge_groups
+from kamacache.node.logs import node_label, relabel_logs
 from kamacache.node.notify import Notifier
 from kamacache.node.pulse import Pulse
+from kamacache.node.reloading import Reloading
 from kamacache.node.roles import become, import_shared
 from kamacache.node.settings import NodeSettings
 from kamacache.node.signals import SignalQueue, signals_held
@@ -74,14 +76,14 @@ class Supervisor:
         program_pidfd: int | None = None,
         run_dir_is_temporary: bool = False,
         close_in_roles: Sequence[int] = (),
+        reread: Callable[[], NodeSettings] | None = None,
         on_ready: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Prepare nothing yet. ``groups`` are the embedding program's, with their getters.
 
-        The node ends when ``program_pidfd`` says that the program did. ``on_ready`` gets the
-        ready line.
+        The node ends when ``program_pidfd`` says that the program did. ``reread`` returns the
+        settings as a start would find them now, for SIGHUP. ``on_ready`` gets the ready line.
         """
-        self._settings = settings
         self._groups = tuple(groups)
         self._program_pidfd = program_pidfd
         self._temporary = run_dir_is_temporary
@@ -95,11 +97,15 @@ class Supervisor:
         self._signalled_s: dict[int, float] = {}  # when each signal to end came last
         self._told_ready = False
         self._started_s = time.monotonic()
-        self._live = settings.live(0)
         self._notifier = Notifier.from_environment(embedded=program_pidfd is not None)
         self._teller = Teller(self._notifier, socket_gid=settings.socket_gid)
+        self._reloading = Reloading(settings, reread, self._teller, self._notifier)
         self._pulses: dict[int, Pulse] = {}  # of the workers that are ready, by index
         self._next_extend_s = self._next_fold_s = self._next_pulse_s = 0.0
+
+    @property
+    def _settings(self) -> NodeSettings:
+        return self._reloading.settings
 
     def run(self) -> int:
         """Be the node until it ends; return its exit code. `NodeEndError` says why it cannot be."""
@@ -152,6 +158,8 @@ class Supervisor:
     def _reserve(self) -> None:
         try:
             self._estate.reserve()
+            about = self._estate.description
+            relabel_logs(node_label(about.name, about.listen, self._run_dir.path))
             self._parent_pidfd = os.pidfd_open(os.getpid())
         except ConfigError as error:
             raise bad_config(str(error)) from error
@@ -195,8 +203,9 @@ class Supervisor:
         if now_s >= self._next_pulse_s and not self._stopping:
             self._feel_pulses(now_s)
             self._next_pulse_s = now_s + PULSE_EVERY_S
+        reload_s = self._reloading.tick(now_s, self._state, self._estate, self._children)
         heard_s = self._teller.tell(self._state, self._children, self._estate.description, now_s)
-        wake_s = min(self._next_extend_s, heard_s)
+        wake_s = min(self._next_extend_s, heard_s, reload_s)
         if self._stopping:
             wake_s = min(wake_s, self._stopping.tick(now_s))
         for child in self._children:
@@ -247,7 +256,7 @@ class Supervisor:
                 run_dir_is_temporary=self._temporary,
                 socket_gid=self._settings.socket_gid,
                 api_fd=self._settings.api_fd if child.role == "http" else None,
-                live=self._live,
+                live=self._reloading.live,
             )
             inherited = [
                 our_fd,
@@ -269,7 +278,6 @@ class Supervisor:
             become(
                 told,
                 close_fds=inherited,
-                log_level=self._settings.log_level,
                 log_format=self._settings.log_format,
             )
         finally:
@@ -293,7 +301,7 @@ class Supervisor:
         if child.role == "worker":
             self._pulses[child.index] = Pulse(self._estate.description.socket_path(child.index))
         if child.restarts:
-            log.info("role is back", role=child.role, index=child.index, child=child.pid)
+            log.info("role is back", child=child.name, child_pid=child.pid)
         if not self._told_ready and all(c.ready for c in self._children):
             self._told_ready = True
             self._tell_ready()
@@ -302,7 +310,7 @@ class Supervisor:
         for index, pulse in self._pulses.items():
             if not pulse.beat(now_s):
                 child = self._children[index]  # workers come first
-                log.error("worker answers no ping, killed", index=index, child=child.pid)
+                log.error("worker answers no ping, killed", child=child.name, child_pid=child.pid)
                 child.send(signal.SIGKILL)
 
     def _close_words(self, child: Child) -> None:
@@ -334,9 +342,9 @@ class Supervisor:
         child.died(exit_code, time.monotonic())
         if self._stopping:
             if exit_code not in (EXIT_OK, -signal.SIGTERM, -signal.SIGKILL):
-                log.warning("role ended badly", role=child.role, index=child.index, code=exit_code)
+                log.warning("role ended badly", child=child.name, child_pid=pid, code=exit_code)
             return
-        fields = {"role": child.role, "index": child.index, "child": pid, "code": exit_code}
+        fields = {"child": child.name, "child_pid": pid, "code": exit_code}
         if was_ready:
             log.warning("role died, forking it again", **fields)
             return
@@ -362,7 +370,6 @@ class Supervisor:
             groups=len(description.groups),
             name=description.name,
             api=description.api,
-            pid=description.pid,
         )
         self._on_ready(line)
 
@@ -375,7 +382,7 @@ class Supervisor:
     def _on_signals(self) -> None:
         for number in self._signals.take():
             if number == signal.SIGHUP:
-                log.warning("SIGHUP: this version cannot reload; restart the node to change it")
+                self._reloading.ask()
             elif number in _SIGNALS_TO_END and self._is_new(number):
                 if self._stopping and (number == signal.SIGTERM or self._stopping.how != "drain"):
                     self._stopping.kill(time.monotonic())  # told twice

@@ -29,6 +29,7 @@ class Teller:
 
     reloads = 0  # that were taken
     reloads_refused = 0
+    trouble = ""  # that the last reload left
 
     def __init__(self, notifier: Notifier, *, socket_gid: int | None) -> None:
         self._notifier = notifier
@@ -42,7 +43,8 @@ class Teller:
         self, state: State, children: Sequence[Child], described: NodeDescription, now_s: float
     ) -> float:
         """Say what is new; return when to come again (time.monotonic), if nothing happens."""
-        self._tell_manager(state, status(state, children, described))
+        said = status(state, children, described)
+        self._tell_manager(state, f"{said}; {self.trouble}" if self.trouble else said)
         if state != "ready":
             self._notifier.extend(now_s)
         self._write_roster(state, children, described)

@@ -20,6 +20,7 @@ from kamacache.local.attached import AttachedEngine
 from kamacache.node.supervisor import SAME_SIGNAL_S
 from kamacache.rundir.control import ControlReader
 from kamacache.rundir.description import read_description
+from kamacache.rundir.roster import read_roster
 from tests.node_process import ROOT, NodeProcess, files_below, is_alive
 
 pytestmark = pytest.mark.integration
@@ -211,13 +212,13 @@ def test_interrupt_ends_at_once_and_leaves_nothing(
     assert files_below(run_dir, shm) == []
 
 
-def test_hangup_is_noted_and_the_node_goes_on(
+def test_hangup_reloads_and_the_node_goes_on(
     run_dir: Path, shm: Path, wait_until: WaitUntil
 ) -> None:
     with NodeProcess(run_dir, "--workers", "1", *GROUP, *QUIET, "--shm-dir", str(shm)) as node:
         node.await_ready()
         node.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: "SIGHUP" in node.log)
+        wait_until(lambda: read_roster(node.description().sockets_dir).reloads == 1)
         assert len(node.children()) == 1
         assert node.stop() == 0
 
