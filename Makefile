@@ -12,10 +12,13 @@ DEV := $(VENV)/.dev-$(PYVER)
 BENCH := $(VENV)/.bench-$(PYVER)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
+# The virtual environment that the systemd unit runs, and a root to install below.
+SERVICE_PREFIX ?= /opt/kamacache
+DESTDIR ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help venv run demo test check format bench bench-quick bench-check bench-baseline profile \
-	soak soak-quick proto proto-check clean
+	soak soak-quick proto proto-check install-service clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -85,6 +88,9 @@ proto: $(DEV) ## make the gRPC stubs anew
 
 proto-check: $(DEV) ## fail when the stubs are not what proto/ makes
 	$(BIN)/python scripts/gen_proto.py --check
+
+install-service: ## systemd unit, its user, example settings (as root or with DESTDIR=; else only says what)
+	@$(PYTHON) scripts/install_service.py --destdir="$(DESTDIR)" --prefix="$(SERVICE_PREFIX)" $(ARGS)
 
 clean: ## remove .venv, caches and the demo's data
 	rm -rf $(VENV) build dist .demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
