@@ -29,6 +29,7 @@ from typing import Any, Final
 import grpc
 
 from kamacache.cluster.breaker import Breaker
+from kamacache.cluster.channel import plain_channel
 from kamacache.cluster.exchange import (
     COUNTERS,
     DoneCall,
@@ -40,12 +41,12 @@ from kamacache.cluster.exchange import (
     overloaded,
 )
 from kamacache.cluster.greeting import Greeting, LinkEnd, RefusedError
+from kamacache.cluster.handshake import why_no_handshake
 from kamacache.cluster.invalidations import InvalidationQueue
 from kamacache.cluster.linklog import LinkLog
 from kamacache.cluster.silence import Silence, Verdict
 from kamacache.cluster.stream import LINK_METHOD, FrameSender, FrameSplitter, pack
 from kamacache.limits import (
-    FRAME_BYTES_MAX,
     PEER_CONNECT_S,
     PEER_LOOK_EVERY_S,
     PEER_REFUSED_RETRY_S,
@@ -71,15 +72,6 @@ from kamacache.wire.messages import (
 
 __all__ = ["LinkEnd", "Outcome", "PeerLink", "PeerLostError"]
 
-CHANNEL_OPTIONS: Final[list[tuple[str, Any]]] = [
-    # Each try has a channel of its own, so that when to dial again is ours to say: gRPC waits
-    # from 1 s to 2 min.
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_retries", 0),  # else gRPC keeps copies of what it sent
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.service_config_disable_resolution", 1),
-    ("grpc.max_receive_message_length", FRAME_BYTES_MAX + (64 << 10)),
-]
 TELLS_MAX: Final = 4  # invalidations under way; what comes meanwhile goes together in the next
 CLOSED: Final = "closed"
 
@@ -100,12 +92,13 @@ class PeerLink:
         breaker: Breaker | None = None,
         invalidations: InvalidationQueue | None = None,
         life: str = "",
+        dial: Callable[[str], grpc.aio.Channel] = plain_channel,
     ) -> None:
         """Make it; `start` dials.
 
         ``clock`` returns a fresh version. ``on_change`` is called when `usable`, `up` or `settled`
         has changed. ``invalidations`` and ``life`` are those of an earlier link to the address
-        (`hand_over`).
+        (`hand_over`). ``dial`` returns a new channel to an address.
         """
         self.address: Final = address
         self.settled = False  # the first try has ended, either way
@@ -115,6 +108,7 @@ class PeerLink:
         self._loop: Final = loop
         self._clock: Final = clock
         self._on_change: Final = on_change
+        self._dial: Final = dial
         self._breaker: Final = breaker or Breaker()
         self._invalidations = invalidations or InvalidationQueue(clock)
         self._sender: FrameSender | None = None  # while there is a stream, greeted
@@ -284,7 +278,7 @@ class PeerLink:
         """Be linked once; return why it ended. Raises what grpc raises, and `RefusedError`."""
         failed: asyncio.Future[str] = self._loop.create_future()
         self._failed = failed
-        channel = grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
+        channel = self._dial(self.address)
         tasks: list[asyncio.Task[None]] = []
         try:
             call: Any = channel.stream_stream(LINK_METHOD)()
@@ -466,6 +460,9 @@ def _reason(error: BaseException) -> tuple[str, float]:
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:
             what = "the node is not part of a cluster: start it with --peers or --discover"
             return what, PEER_REFUSED_RETRY_S
+        trouble = why_no_handshake(error.details() or "")
+        if trouble is not None:
+            return trouble.what, PEER_REFUSED_RETRY_S if trouble.certain else 0.0
         # What gRPC says ends with what the system said: "... connect: Connection refused (111)".
         return f"{error.code().name}: {(error.details() or '').rpartition(': ')[2]}"[:200], 0.0
     return f"{type(error).__name__}: {error}"[:200], 0.0

@@ -56,10 +56,12 @@ async def _serve(context: RoleContext, settings: FrontSettings) -> None:
     loop.add_signal_handler(signal.SIGTERM, told.set)
     loop.add_signal_handler(signal.SIGQUIT, on_quit)
 
+    from kamacache.front.credentials import server_credentials
     from kamacache.front.peers import PeersServicer
     from kamacache.front.server import FrontServer
     from kamacache.local.attach import role_engines
     from kamacache.local.mapping import NodeMapping
+    from kamacache.security.certificates import Certificates
 
     about = context.description
     membership = MembershipReader(about)
@@ -69,9 +71,11 @@ async def _serve(context: RoleContext, settings: FrontSettings) -> None:
         # Links of their own, so that what peers ask and what clients ask do not wait in one line.
         workers = NodeMapping(about, in_node=True).async_links
         peers = PeersServicer(engines, workers, about)
-    server = FrontServer(engines, settings, membership.current, peers)
+    certificates = Certificates(context.live.security)
+    credentials = server_credentials(certificates)
+    server = FrontServer(engines, settings, membership.current, peers, credentials)
     await server.start()
-    follow_reloads(context, loop)
+    follow_reloads(context, loop, certificates.reload)
     context.report_ready()
     await told.wait()
     if not at_once.is_set():

@@ -33,9 +33,14 @@ class FrontServer:
         settings: FrontSettings,
         membership: Callable[[], Membership] = lambda: ALONE,
         peers: PeersServicer | None = None,
+        credentials: grpc.ServerCredentials | None = None,
     ) -> None:
-        """``peers`` answers other nodes; None: this node is of no cluster."""
+        """``peers`` answers other nodes; None: this node is of no cluster.
+
+        ``credentials`` of TLS; None: plaintext.
+        """
         self._settings = settings
+        self._credentials = credentials
         self._peers = peers
         self.port = 0  # until it is bound
         self._health = HealthServicer((SERVICE.full_name,), watchers_max=settings.watchers_max)
@@ -61,7 +66,10 @@ class FrontServer:
         """Bind and serve; return the port. Raises `NodeUnavailableError` where it cannot bind."""
         listen = self._settings.listen
         try:
-            port = self._server.add_insecure_port(listen)
+            if self._credentials is None:
+                port = self._server.add_insecure_port(listen)
+            else:
+                port = self._server.add_secure_port(listen, self._credentials)
         except RuntimeError as error:
             raise NodeUnavailableError(f"cannot listen on {listen}: {error}") from error
         if port == 0:  # what older grpcio says instead of raising

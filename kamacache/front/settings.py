@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from kamacache.errors import ConfigError
-from kamacache.limits import BATCH_KEYS_MAX, DRAIN_TIMEOUT_S, VALUE_BYTES_CEILING
+from kamacache.limits import (
+    BATCH_KEYS_MAX,
+    DRAIN_TIMEOUT_S,
+    TLS_HANDSHAKE_S,
+    VALUE_BYTES_CEILING,
+)
 
 MESSAGE_BYTES_MAX: Final = VALUE_BYTES_CEILING + (64 << 10)
 """Of a request, and of the values in a reply: the largest value fits, with its key, and so does a
@@ -41,6 +46,8 @@ class FrontSettings:
     keepalive_timeout_ms: int = 20_000
     ping_every_ms_min: int = 10_000
     """Callers that ping oftener are sent away (ENHANCE_YOUR_CALM)."""
+    handshake_s: float = TLS_HANDSHAKE_S
+    """For a connection to be one of TLS, where there is TLS, and of HTTP/2."""
 
     def __post_init__(self) -> None:
         host, colon, port = self.listen.rpartition(":")
@@ -73,5 +80,6 @@ class FrontSettings:
             ("grpc.keepalive_time_ms", self.keepalive_ms),
             ("grpc.keepalive_timeout_ms", self.keepalive_timeout_ms),
             ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.server_handshake_timeout_ms", int(self.handshake_s * 1000)),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", self.ping_every_ms_min),
         ]

@@ -24,6 +24,7 @@ from kamacache.rundir.context import EXIT_OK, RoleContext
 
 if TYPE_CHECKING:
     from kamacache.http.server import HttpServer
+    from kamacache.http.tls import TlsDoor
 
 log = logging.getLogger("kamacache.http")
 
@@ -69,9 +70,10 @@ async def _serve(context: RoleContext, settings: HttpSettings) -> None:
     loop.add_signal_handler(signal.SIGTERM, told.set)
     loop.add_signal_handler(signal.SIGQUIT, on_quit)
 
-    server = _make_server(context, settings)
+    door = _make_door(context, settings)
+    server = _make_server(context, settings, door)
     await server.start()
-    follow_reloads(context, loop)
+    follow_reloads(context, loop, *([door.reload] if door else []))
     context.report_ready()
     await told.wait()
     if not at_once.is_set():
@@ -86,11 +88,26 @@ async def _serve(context: RoleContext, settings: HttpSettings) -> None:
     await server.stop()
 
 
-def _make_server(context: RoleContext, settings: HttpSettings) -> HttpServer:
+def _make_door(context: RoleContext, settings: HttpSettings) -> TlsDoor | None:
+    from kamacache.http.tls import TlsDoor
+    from kamacache.security.certificates import Certificates
+
+    certificates = Certificates(context.live.security)
+    if certificates.material is None:
+        return None
+    return TlsDoor(
+        certificates, certificates.material, connections_max=settings.connections_max
+    )
+
+
+def _make_server(
+    context: RoleContext, settings: HttpSettings, door: TlsDoor | None
+) -> HttpServer:
     from kamacache.http.api import Gate
     from kamacache.http.readiness import Readiness
     from kamacache.http.server import HttpServer
     from kamacache.local.attach import role_engines
 
     engines = role_engines(context.run_dir, context.description)
-    return HttpServer(Gate(engines, Readiness(context.description), settings), settings)
+    gate = Gate(engines, Readiness(context.description), settings)
+    return HttpServer(gate, settings, door)

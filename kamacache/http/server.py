@@ -15,15 +15,18 @@ import math
 import socket
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, ClassVar, Final
 
 import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
 from kamacache.errors import NodeUnavailableError
 from kamacache.http.api import Gate
 from kamacache.http.settings import HttpSettings
+from kamacache.http.tls import TlsDoor
 
 SWEEP_EVERY_S: Final = 1.0
 WRITE_OUT_S: Final = 3.0  # in a drain, for clients to read the last answers
@@ -90,10 +93,12 @@ class _Uvicorn(uvicorn.Server):
 class HttpServer:
     """One server over the node's groups. Make it on the loop that will run it."""
 
-    def __init__(self, gate: Gate, settings: HttpSettings) -> None:
+    def __init__(self, gate: Gate, settings: HttpSettings, door: TlsDoor | None = None) -> None:
+        """``door`` makes the handshakes of TLS; None: plaintext."""
         self._gate = gate
         self._settings = settings
-        self._server = _Uvicorn(_config(gate, settings))
+        self._door = door
+        self._server = _Uvicorn(_config(gate, settings, door))
         self._serving: asyncio.Task[None] | None = None
         self._sweeping: asyncio.TimerHandle | None = None
         self.port = 0  # until it is bound
@@ -124,6 +129,8 @@ class HttpServer:
             await asyncio.wait_for(self._gate.idle.wait(), self._settings.drain_timeout_s)
         if self._gate.idle.is_set() and self._serving is not None:
             left_s = min(max(0.0, until_s - time.monotonic()), WRITE_OUT_S)
+            if self._door is not None:
+                self._door.close()
             self._server.config.timeout_graceful_shutdown = math.ceil(left_s)  # whole seconds
             self._server.should_exit = True
             await asyncio.wait((self._serving,), timeout=left_s + STOP_MARGIN_S)
@@ -139,6 +146,8 @@ class HttpServer:
         self._serving.cancel()
         for listening in self._server.servers:
             listening.close()
+        if self._door is not None:
+            self._door.close()
         for connection in list(self._server.server_state.connections):
             connection.transport.abort()
         for task in list(self._server.server_state.tasks):
@@ -153,13 +162,19 @@ class HttpServer:
         self._sweeping = asyncio.get_running_loop().call_later(SWEEP_EVERY_S, self._sweep)
 
 
-def _config(gate: Gate, settings: HttpSettings) -> uvicorn.Config:
+def _config(gate: Gate, settings: HttpSettings, door: TlsDoor | None) -> uvicorn.Config:
     class Bounded(Connection):
         bounds = settings
 
+    def behind_door(server_state: ServerState, **others: Any) -> asyncio.Protocol:
+        assert door is not None
+        make = partial(Bounded, server_state=server_state, **others)
+        return door.protocol(make, server_state.connections)
+
+    protocol: Any = Bounded if door is None else behind_door
     return uvicorn.Config(
         gate,
-        http=Bounded,
+        http=protocol,
         ws="none",
         lifespan="off",
         interface="asgi3",

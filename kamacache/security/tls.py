@@ -55,9 +55,14 @@ _proven: tuple[SecurityFiles, Material] | None = None  # last, in this process o
 def check(files: SecurityFiles) -> None:
     """Raise `ConfigError` unless a node can serve and dial with these files."""
     global _proven
+    _proven = files, proven(files)
+
+
+def proven(files: SecurityFiles) -> Material:
+    """Return what the files hold; raises `ConfigError` as `check`."""
     material = _read(files)
     _prove(files, material)
-    _proven = files, material
+    return material
 
 
 def load(files: SecurityFiles) -> Material | None:
@@ -69,8 +74,7 @@ def load(files: SecurityFiles) -> Material | None:
     if not files.tls_cert:
         return None
     try:
-        material = _read(files)
-        _prove(files, material)
+        return proven(files)
     except ConfigError as error:
         if _proven is None or _paths(_proven[0]) != _paths(files):
             raise
@@ -79,7 +83,6 @@ def load(files: SecurityFiles) -> Material | None:
             extra={"reason": str(error)},
         )
         return _proven[1]
-    return material
 
 
 def cautions(files: SecurityFiles) -> list[str]:

@@ -137,7 +137,9 @@ class Worker:
                 set_grpc_environment()
                 from kamacache.worker.member import ClusterMember
 
-                self._member = ClusterMember(about, context.index, self._groups, self._loop)
+                self._member = ClusterMember(
+                    about, context.index, self._groups, self._loop, context.live
+                )
             for spec in about.groups:
                 shard = open_writer(
                     about.shm_dir,
@@ -242,7 +244,7 @@ class Worker:
                 self._handlers.draining = True
                 self._stopping.set()
             elif word == WORD_RELOAD:
-                take_reload(self._context)
+                take_reload(self._context, *([self._member.reload] if self._member else []))
             elif word == WORD_END:
                 self._loop.remove_reader(self._context.words_fd)
                 self._give_up_loads()

@@ -15,6 +15,7 @@ import time
 from typing import Final
 
 from kamacache.clock import STAMP_SHIFT
+from kamacache.cluster.channel import Dialler
 from kamacache.cluster.link import LinkEnd, PeerLink
 from kamacache.cluster.membership import MembershipReader
 from kamacache.cluster.owed import OwedFile
@@ -28,6 +29,8 @@ from kamacache.limits import (
     SWEEP_SLOTS,
 )
 from kamacache.rundir.description import NodeDescription
+from kamacache.rundir.live import LiveSettings
+from kamacache.security.certificates import Certificates
 from kamacache.worker.handlers import Handlers, HostedGroup
 from kamacache.worker.repeated import RepeatedLog
 from kamacache.worker.writes import Writes
@@ -58,7 +61,11 @@ class ClusterMember:
         worker: int,
         groups: dict[str, HostedGroup],
         loop: asyncio.AbstractEventLoop,
+        live: LiveSettings,
     ) -> None:
+        """Make it; raises `ConfigError` where the certificates of ``live`` cannot be used."""
+        self._certificates: Final = Certificates(live.security)
+        self._dial: Final = Dialler(self._certificates)
         self._reader: Final = MembershipReader(about)
         self._groups: Final = groups
         self._loop: Final = loop
@@ -94,6 +101,13 @@ class ClusterMember:
         self._reader.close()
         self._owed.close()
 
+    def reload(self, live: LiveSettings) -> None:
+        """Take the certificates as they are now; links that are down are dialled at once."""
+        self._certificates.reload(live)
+        for link in self.peers.links:
+            if isinstance(link, PeerLink) and not link.up:
+                link.retry_now()
+
     def stats(self) -> dict[str, int]:
         """Return the numbers of the peers and of the writes."""
         return self.peers.stats() | self.writes.stats()
@@ -117,6 +131,7 @@ class ClusterMember:
             on_change=self.peers.link_changed,
             invalidations=queue,
             life=life,
+            dial=self._dial,
         )
 
     def _close(self, link: Link) -> None:

@@ -17,6 +17,7 @@ from kamacache.http.api import Gate
 from kamacache.http.readiness import Readiness
 from kamacache.http.server import HttpServer
 from kamacache.http.settings import HttpSettings
+from kamacache.http.tls import TlsDoor
 from kamacache.local.attach import role_engines
 from tests.attached_estate import Estate
 from tests.node_process import NodeProcess
@@ -39,13 +40,15 @@ async def asking(gate: Gate) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @asynccontextmanager
-async def serving(node: NodeProcess, *groups: str, **settings: Any) -> AsyncIterator[HttpServer]:
+async def serving(
+    node: NodeProcess, *groups: str, door: TlsDoor | None = None, **settings: Any
+) -> AsyncIterator[HttpServer]:
     """Serve on a free port."""
     told = HttpSettings(listen="127.0.0.1:0", **settings)
     about = node.description()
     engines = role_engines(node.run_dir, about)
     chosen = {name: engines[name] for name in groups or engines}
-    server = HttpServer(Gate(chosen, Readiness(about), told), told)
+    server = HttpServer(Gate(chosen, Readiness(about), told), told, door)
     await server.start()
     try:
         yield server

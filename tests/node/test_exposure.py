@@ -72,7 +72,7 @@ def pair(tls: dict[str, str]) -> dict[str, Any]:
 def test_beyond_loopback_needs_tls_or_tokens_or_a_word(
     setting: str, tls: dict[str, str], tokens: str
 ) -> None:
-    where = {"listen": None, "api": None, setting: OPEN}
+    where: dict[str, Any] = {"listen": None, "api": None, setting: OPEN}
     with pytest.raises(ConfigError, match=rf"{setting} is 10\.0\.0\.1.*--insecure") as caught:
         said(**where)
     for remedy in ("--tls-cert", "--tokens", "127.0.0.1"):

@@ -22,39 +22,9 @@ from kamacache.rundir.live import SecurityFiles
 from kamacache.security import tls
 from kamacache.security.check import cautions, check_files
 from kamacache.security.files import read_bounded
-
-NOW = datetime.datetime.now(datetime.UTC)
+from tests.pki import NOW, Pki, changed
 
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
-
-
-class Pki:
-    """A CA, and files of what it signs."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.ca = trustme.CA()
-        self.ca_path = str(folder / "ca.pem")
-        self.ca.cert_pem.write_to_path(self.ca_path)
-
-    def issue(
-        self,
-        *names: str,
-        days: float = 365,
-        begun_days: float = 1,
-        key_type: trustme.KeyType = trustme.KeyType.ECDSA,
-    ) -> SecurityFiles:
-        made = self.ca.issue_cert(
-            *(names or ("127.0.0.1",)),
-            not_before=NOW - datetime.timedelta(days=begun_days),
-            not_after=NOW + datetime.timedelta(days=days),
-            key_type=key_type,
-        )
-        cert, key = self.folder / "cert.pem", self.folder / "key.pem"
-        cert.write_bytes(b"".join(pem.bytes() for pem in made.cert_chain_pems))
-        key.write_bytes(made.private_key_pem.bytes())
-        key.chmod(0o600)
-        return SecurityFiles(tls_cert=str(cert), tls_key=str(key))
 
 
 def old_ca() -> bytes:
@@ -78,11 +48,6 @@ def self_signed(cert: Path, key: Path, *how: str) -> None:
 @pytest.fixture
 def pki(tmp_path: Path) -> Pki:
     return Pki(tmp_path)
-
-
-def changed(files: SecurityFiles, **names: str | None) -> SecurityFiles:
-    known = {name: getattr(files, name) for name in SecurityFiles.__struct_fields__}
-    return SecurityFiles(**{**known, **names})
 
 
 def why_not(files: SecurityFiles) -> str:
