@@ -44,6 +44,7 @@ class InvalidationQueue:
         self._batch_keys_max: Final = batch_keys_max
         self._waiting: dict[str, dict[bytes, int]] = {}
         self._to_flush: dict[str, None] = {}  # ordered
+        self._whole: set[str] = set()  # of those that are to be flushed
         self._first: deque[Told] = deque()  # since `restart`: before all that is added later
         self._under_way: dict[int, Told] = {}  # by a ticket of the queue's own
         self._first_under_way: set[int] = set()  # tickets of those that were in `_first`
@@ -94,6 +95,11 @@ class InvalidationQueue:
         """Let the peer drop all of its records that are older than the flush."""
         self._flush("")
 
+    def flush_whole(self, group: str) -> None:
+        """Let the peer drop all that it holds of a group ("": of all), of later versions too."""
+        self._whole.add(group)
+        self._flush(group)
+
     def next(self) -> tuple[int, Told] | None:
         """Return what to send next, and the ticket by which to say what became of it."""
         first = bool(self._first)
@@ -106,6 +112,8 @@ class InvalidationQueue:
             self._first_under_way.add(self._tickets)
         if type(told) is Flush:
             told.version = self._clock()
+            told.whole = told.group in self._whole
+            self._whole.discard(told.group)
         return self._tickets, told
 
     def acknowledged(self, ticket: int) -> None:
@@ -123,8 +131,7 @@ class InvalidationQueue:
         if told is None:
             return
         if isinstance(told, Flush):
-            self._forget(told)
-            self._flush(told.group)
+            self._flush_again(told)
         elif first and told.group not in self._to_flush:
             self._first.append(told)
         else:
@@ -138,8 +145,7 @@ class InvalidationQueue:
         self._first.clear()
         for told in again:
             if type(told) is Flush:
-                self._forget(told)
-                self._flush(told.group)
+                self._flush_again(told)
         for told in again:
             if type(told) is Invalidate:
                 self._put_back(told)
@@ -181,6 +187,12 @@ class InvalidationQueue:
             if told.group == group:
                 self._forget(told)
         self._first = deque(told for told in self._first if told.group != group)
+
+    def _flush_again(self, told: Flush) -> None:
+        if told.whole:
+            self._whole.add(told.group)
+        self._forget(told)
+        self._flush(told.group)
 
     def _give_way(self) -> None:
         """Flush the group that holds the most keys, instead of telling them."""

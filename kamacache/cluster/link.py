@@ -211,6 +211,13 @@ class PeerLink:
         """Have the peer drop all that is older than the moment at which it is told."""
         self._invalidations.flush_all()
 
+    def flush_whole(self, group: str) -> None:
+        """Have the peer drop all that it holds of a group ("": of all) when it is told."""
+        self._invalidations.flush_whole(group)
+        if not self._telling and self._exchange is not None:
+            self._telling = True
+            self._loop.call_soon(self._tell)
+
     # -- invalidations ---------------------------------------------------------------------
 
     def _tell(self) -> None:

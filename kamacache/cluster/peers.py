@@ -51,6 +51,7 @@ class Link(Protocol):
     def send(self, request: Request, done: Done, deadline_s: float) -> None: ...
     def invalidate(self, group: str, items: Sequence[tuple[bytes, int]]) -> None: ...
     def flush(self) -> None: ...
+    def flush_whole(self, group: str) -> None: ...
     def stats(self) -> dict[str, int]: ...
 
 
@@ -240,6 +241,17 @@ class Peers:
         ):
             self._forgot_s, _, old = recent.popleft()
             self._recent_items -= len(old)
+
+    def owe_flush(self, link: Link, group: str) -> None:
+        """Have a node that could not be told now flush a group ("": all) when it is back."""
+        link.flush_whole(group)
+        self._owed.add_flush([link.address])
+
+    def flush_absent(self, group: str) -> None:
+        """Have nodes flush that left, or that this one does not know yet, should they come."""
+        for link in self._departed.values():
+            link.flush_whole(group)
+        self._forgot_s = self._clock_s()
 
     def invalidate_skipped(self, group: str, key: bytes, version: int, taker: Link) -> None:
         """Have those drop the key who are before ``taker`` on the ring, and could not take a write.

@@ -92,7 +92,13 @@ class Split:
     def flushes(self, request: Flush) -> list[tuple[int, Request]]:
         """Return the same request for every worker."""
         return [
-            (shard, like(request, Flush(version=request.version, group=request.group)))
+            (
+                shard,
+                like(
+                    request,
+                    Flush(version=request.version, group=request.group, whole=request.whole),
+                ),
+            )
             for shard in range(self._workers)
         ]
 

@@ -8,6 +8,7 @@ Requests, all answered once::
 
     Get        -> Value              Set, SetMany, Delete, DeleteMany, Ping -> Done
     GetMany    -> Values             Stats                                  -> StatsReply
+    Flush      -> Done               FlushPeers                             -> PeersFlushed
     any        -> Failure            (an error of `kamacache.errors`, by name and fields)
 
 Only `Gets` is answered in as many `Answers` as it takes, each key when it is there; a `Failure` is
@@ -116,10 +117,12 @@ class Invalidate(Request, tag=9, kw_only=True, gc=False):
 class Flush(Request, tag=10, kw_only=True, gc=False):
     """Drop all of the group's records of lower versions than this one; group "": of all groups.
 
-    Answered when the last is gone.
+    Answered when the last is gone, with the version below which all are. ``whole``: what is there
+    when it comes goes too, whatever its version.
     """
 
     version: int
+    whole: bool = False
 
 
 class PeerSeen(Request, tag=11, kw_only=True, gc=False):
@@ -145,6 +148,12 @@ class Gets(Request, tag=13, kw_only=True, gc=False):
     """
 
     keys: list[bytes]
+
+
+class FlushPeers(Request, tag=15, kw_only=True, gc=False):
+    """Have every other node flush the group; version 0: whole, as of its own clock."""
+
+    version: int = 0
 
 
 class Value(msgspec.Struct, array_like=True, tag=1, gc=False):
@@ -250,6 +259,22 @@ class Answers(msgspec.Struct, array_like=True, tag=9, gc=False):
     versions: list[int] = []
 
 
+class NodeFlushed(msgspec.Struct, array_like=True, gc=False):
+    """Whether another node has flushed; else why not yet."""
+
+    address: str
+    reached: bool
+    reason: str = ""
+
+
+class PeersFlushed(msgspec.Struct, array_like=True, tag=15, gc=False):
+    """The answer to `FlushPeers`: the latest version that any node told, and each node."""
+
+    id: int
+    version: int = 0
+    nodes: list[NodeFlushed] = []
+
+
 class Welcome(msgspec.Struct, array_like=True, tag=7, gc=False):
     """The answer to `Hello`: who answers."""
 
@@ -281,8 +306,20 @@ AnyRequest = (
     | PeerSeen
     | Hello
     | Gets
+    | FlushPeers
 )
-Reply = Value | Values | Done | StatsReply | Failure | Absent | Welcome | Draining | Answers
+Reply = (
+    Value
+    | Values
+    | Done
+    | StatsReply
+    | Failure
+    | Absent
+    | Welcome
+    | Draining
+    | Answers
+    | PeersFlushed
+)
 Body = bytes | bytearray | memoryview
 
 PEER_FORMAT: Final = 2  # of all that travels over peer links; nodes of two formats do not link

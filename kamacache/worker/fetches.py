@@ -370,7 +370,7 @@ class ClusterReads:
         mirror_ttl_ms = self.loader.spec.mirror_ttl_ms
         if ttl_ms:
             mirror_ttl_ms = min(mirror_ttl_ms, ttl_ms)
-        if not mirror_ttl_ms:
+        if not mirror_ttl_ms or version < self.loader.floor:
             return
         expiry_ms = boottime_ms() + mirror_ttl_ms
         try:

@@ -156,6 +156,7 @@ class Loader:
         self.counts: Final = self.meters.words  # add to a word by its place
         self.owns: Callable[[bytes], bool] = _always  # else what is loaded is kept as a mirror
         self.mirror_ttl_ms = 0
+        self.floor = 0  # no older version is kept, as of the last flush
         self.running = 0  # jobs that did not finish, detached ones included
         self.stray: list[asyncio.Task[None]] = []  # cancelled, not ended yet
         self._hung_tasks: set[asyncio.Task[None]] = set()
@@ -390,6 +391,9 @@ class Loader:
     def keep(self, key: bytes, value: Loaded, version: int, ttl_ms: int | None = None) -> None:
         """Store what was loaded, as the owner or as a mirror; ``ttl_ms`` None: the group's."""
         spec = self.spec
+        if version < self.floor:
+            self.counts[NOT_KEPT] += 1
+            return
         if ttl_ms is None:
             ttl_ms = spec.negative_ttl_ms if value is None else spec.ttl_ms or 0
         if value is None and not ttl_ms:

@@ -49,6 +49,7 @@ from kamacache.rundir.context import (
 )
 from kamacache.rundir.layout import share_files
 from kamacache.store import open_writer
+from kamacache.worker.flushing import Flushing
 from kamacache.worker.handlers import Handlers, HostedGroup
 from kamacache.worker.pools import GetterThreads
 from kamacache.worker.protocol import Server
@@ -95,6 +96,7 @@ class Worker:
         self._member: ClusterMember | None = None  # None: a node without peers
         self._threads: Final = GetterThreads(loop, self._recycle)
         self._handlers: Final = Handlers(self._groups, loop, self._stats)
+        Flushing(self._groups, loop).join(self._handlers)  # a member of a cluster has its own
         self._server: Final = Server(self._handlers, loop, connections_max=CONNECTIONS_MAX)
         self._stopping = asyncio.Event()  # to drain, or to end
         self._ending = asyncio.Event()

@@ -61,7 +61,7 @@ class Peeking:
     def _answered(self, flight: Flight, outcome: Any) -> None:
         self._outstanding -= 1
         loader = self._loader
-        if type(outcome) is Value and outcome.version:
+        if type(outcome) is Value and outcome.version > loader.floor:
             self._keep(flight, outcome)
         else:
             flight.version = loader.shard.now()  # its load begins only now

@@ -27,16 +27,14 @@ from kamacache.clock import boottime_ms
 from kamacache.cluster.peers import Link, Peers
 from kamacache.errors import (
     DeadlineExceededError,
-    KamaCacheError,
 )
-from kamacache.limits import PEER_WRITE_S, SWEEP_SLOTS
+from kamacache.limits import PEER_WRITE_S
 from kamacache.rundir.meters import WORKER, Region
 from kamacache.wire.messages import (
     FROM_PEER,
     Delete,
     DeleteMany,
     Done,
-    Flush,
     Invalidate,
     PeerSeen,
     Reply,
@@ -45,6 +43,7 @@ from kamacache.wire.messages import (
     SetMany,
 )
 from kamacache.worker.fetches import ClusterReads
+from kamacache.worker.flushing import Flushing
 from kamacache.worker.handlers import (
     Handlers,
     HostedGroup,
@@ -54,7 +53,6 @@ from kamacache.worker.handlers import (
     observe,
 )
 from kamacache.worker.pending import Item, PendingWrite
-from kamacache.worker.replies import failure
 from kamacache.worker.waiters import Asker
 
 COUNTERS: Final = (
@@ -84,7 +82,7 @@ class Writes:
         self.meters = meters or Region(WORKER)
         self.counts = self.meters.words  # add to a word by its place
         self._groups = groups
-        self._flushing: set[asyncio.Task[None]] = set()
+        self._flushing = Flushing(groups, loop, peers, self._flushed)
 
     def join(self, handlers: Handlers) -> None:
         """Take over the writes of a worker's handlers."""
@@ -96,10 +94,10 @@ class Writes:
                 Delete: self.delete,
                 DeleteMany: self.delete_many,
                 Invalidate: self.invalidate,
-                Flush: self.flush,
                 PeerSeen: self.peer_seen,
             }
         )
+        self._flushing.join(handlers)
 
     def set(self, request: Set, asker: Asker) -> Reply | None:
         """Store a value where it belongs."""
@@ -143,31 +141,8 @@ class Writes:
         self.counts[INVALIDATIONS] += len(request.items)
         return Done(request.id, dropped)
 
-    def flush(self, request: Flush, asker: Asker) -> Reply | None:
-        """Drop all that is older than a version, a slice at a time; answer when it is gone."""
-        names = [request.group] if request.group else list(self._groups)
-        groups = [self._groups[name] for name in names if name in self._groups]
-        task = self.loop.create_task(self._flush(request, asker, groups))
-        self._flushing.add(task)
-        task.add_done_callback(self._flushing.discard)
-        return None
-
-    async def _flush(self, request: Flush, asker: Asker, groups: Sequence[HostedGroup]) -> None:
-        reply: Reply = Done(request.id, 0)
-        try:
-            for group in groups:
-                reads = group.reads
-                assert isinstance(reads, ClusterReads)
-                observe(group.shard, request.version)
-                reads.detach_all(request.version)
-                start = 0
-                while start >= 0:
-                    start = group.shard.flush_older(request.version, start, SWEEP_SLOTS)
-                    await asyncio.sleep(0)
-            self.counts[FLUSHES] += 1
-        except KamaCacheError as error:
-            reply = failure(request.id, error)
-        asker.answer(reply)
+    def _flushed(self) -> None:
+        self.counts[FLUSHES] += 1
 
     def peer_seen(self, request: PeerSeen, asker: Asker) -> Reply:
         """Try the link to a node that said hello to ours."""

@@ -232,3 +232,25 @@ def test_every_key_is_told_once_with_its_highest_version(
             assert (batch.group, key) not in told
             told[batch.group, key] = version
     assert told == highest
+
+
+def test_a_whole_flush_stays_one_until_it_is_acknowledged() -> None:
+    queue = InvalidationQueue(Clock())
+    queue.flush_whole("a")
+    queue.add("b", [(b"x", 1)])
+    queue.flush_all()
+    flushes: dict[str, int] = {}
+    for again in (queue.take_back, queue.restart, queue.take_back):
+        again()
+        sent = [(ticket, told) for ticket, told in taken(queue) if isinstance(told, Flush)]
+        assert {told.group: told.whole for _, told in sent} == {"a": True, "": False}
+        flushes = {told.group: ticket for ticket, told in sent}
+    queue.failed(flushes["a"])
+    ((ticket, told),) = taken(queue)
+    assert isinstance(told, Flush)
+    assert told.whole
+    queue.acknowledged(ticket)
+    queue.acknowledged(flushes[""])
+    assert not [t for _, t in taken(queue) if isinstance(t, Flush)]
+    queue.flush_all()
+    assert [t.whole for _, t in taken(queue) if isinstance(t, Flush)] == [False]

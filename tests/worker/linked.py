@@ -30,6 +30,7 @@ from kamacache.wire.messages import (
     DeleteMany,
     Done,
     Failure,
+    Flush,
     Get,
     GetMany,
     Gets,
@@ -72,8 +73,9 @@ class DirectLink:
         self.swallow = False  # requests are taken, and no answer ever comes
         self.sent: list[Request] = []
         self._queue: list[tuple[str, list[tuple[bytes, int]]]] = []
+        self._flushes: list[str] = []
         if isinstance(former, DirectLink):
-            self._queue = former._queue
+            self._queue, self._flushes = former._queue, former._flushes
         self._under_way: dict[int, Callable[[Any], None]] = {}
         self._ids = 0
 
@@ -113,6 +115,10 @@ class DirectLink:
         self._usable = True
         for group, items in queue:
             self.invalidate(group, items)
+        flushes, self._flushes = self._flushes, []
+        for name in flushes:
+            flush = Flush(group=name, version=self._own.clock(), whole=True, flags=FROM_PEER)
+            self._own.loop.call_soon(self._nodes[self.address].take, flush, lambda reply: None)
         self._own.peers.link_changed(self)
 
     def send(self, request: Request, done: Callable[[Any], None], deadline_s: float) -> None:
@@ -162,6 +168,9 @@ class DirectLink:
 
     def flush(self) -> None:
         raise AssertionError("no test writes so much")
+
+    def flush_whole(self, group: str) -> None:
+        self._flushes.append(group)
 
     def stats(self) -> dict[str, int]:
         return {"requests": len(self.sent)}
