@@ -148,6 +148,12 @@ ACCESS_REFUSED_WAIT_S: Final = 0.5  # that who presents an unknown token waits f
 ACCESS_REFUSED_WAITING_MAX: Final = 64  # who wait so in one process; more are refused at once
 PEER_SECRET_LINES_MAX: Final = 8
 
+# gRPC calls.
+REQUEST_ARRIVES_S: Final = 30.0  # for a call's request, once the call has begun
+REQUEST_LOOK_EVERY_S: Final = 0.5
+FRONT_CONNECTIONS_MAX: Final = 10_000  # of one front
+METADATA_BYTES_MAX: Final = 16 << 10  # of one call
+
 # Remote clients.
 CLIENT_SEEDS_MAX: Final = 64
 CLIENT_JOIN_S: Final = 1.0  # for the first list of members; the seeds are used as they are then

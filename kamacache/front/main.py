@@ -61,6 +61,7 @@ async def _serve(context: RoleContext, settings: FrontSettings) -> None:
     from kamacache.front.server import FrontServer
     from kamacache.local.attach import role_engines
     from kamacache.local.mapping import NodeMapping
+    from kamacache.security.access import Access
     from kamacache.security.certificates import Certificates
 
     about = context.description
@@ -73,9 +74,11 @@ async def _serve(context: RoleContext, settings: FrontSettings) -> None:
         peers = PeersServicer(engines, workers, about)
     certificates = Certificates(context.live.security)
     credentials = server_credentials(certificates)
-    server = FrontServer(engines, settings, membership.current, peers, credentials)
+    access = Access()
+    access.apply(context.live)
+    server = FrontServer(engines, settings, membership.current, peers, credentials, access)
     await server.start()
-    follow_reloads(context, loop, certificates.reload)
+    follow_reloads(context, loop, certificates.reload, access.apply)
     context.report_ready()
     await told.wait()
     if not at_once.is_set():

@@ -20,6 +20,7 @@ from kamacache.front.peers import PeersServicer
 from kamacache.front.servicer import ALONE, SERVICE, CacheServicer
 from kamacache.front.settings import FrontSettings
 from kamacache.limits import PEER_STREAMS_MAX
+from kamacache.security.access import Access
 
 HEALTH_NAME: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
@@ -34,10 +35,11 @@ class FrontServer:
         membership: Callable[[], Membership] = lambda: ALONE,
         peers: PeersServicer | None = None,
         credentials: grpc.ServerCredentials | None = None,
+        access: Access | None = None,
     ) -> None:
         """``peers`` answers other nodes; None: this node is of no cluster.
 
-        ``credentials`` of TLS; None: plaintext.
+        ``credentials`` of TLS; None: plaintext. ``access``: who may; None: everybody.
         """
         self._settings = settings
         self._credentials = credentials
@@ -49,7 +51,8 @@ class FrontServer:
             # A peer's link is a call for as long as it stands.
             maximum_concurrent_rpcs=settings.calls_max + (PEER_STREAMS_MAX if peers else 0),
         )
-        handlers = CacheServicer(engines, settings, membership).handlers()
+        self._cache = CacheServicer(engines, settings, membership, access)
+        handlers = self._cache.handlers()
         # Both, as the generated code does: callers of a method that was registered are passed on
         # without a search, and others may still spell its name.
         self._server.add_generic_rpc_handlers(
@@ -89,3 +92,4 @@ class FrontServer:
         """End all calls now."""
         self._health.drain()
         await self._server.stop(None)
+        self._cache.admission.close()

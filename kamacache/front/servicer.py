@@ -5,6 +5,10 @@
     Get ── lookup (memory) ── hit ───────────────────────────► reply
                └── miss ── aget ──► worker of the key's shard ─► reply
 
+*Who may*: gets need the group's read scope, sets and deletes its write scope; `Stats` tells of the
+groups that the token may read, or of all; `Members` any token. Where the scope is missing a group
+that is and one that is not are the same refusal.
+
 *Invariants*: every error leaves as a status of `kamacache.cluster.status`; a caller's deadline goes
 down with the call; what a batch collects is bounded by the message limit.
 """
@@ -22,15 +26,19 @@ from google.protobuf.message_factory import GetMessageClass
 from kamacache.cluster.membership import Membership
 from kamacache.cluster.status import FIELD_ITEMS_MAX, BatchRangeError, to_status
 from kamacache.errors import (
+    AccessDeniedError,
     ConfigError,
     DeadlineExceededError,
     GroupNotFoundError,
     KamaCacheError,
     KeyTooLongError,
 )
+from kamacache.front.admission import Admission, NoRequestError
 from kamacache.front.engine import Engine
 from kamacache.front.settings import FrontSettings
 from kamacache.limits import CALL_TIMEOUT_MAX_S, KEY_BYTES_MAX, TTL_MS_MAX
+from kamacache.security.access import Access
+from kamacache.security.tokens import Token
 from kamacache.store import Negative
 from kamacache.store.entries import Entry
 from kamacache.v1 import kamacache_pb2 as pb
@@ -42,7 +50,8 @@ SLICE_KEYS: Final = 256  # looked up before a batch's bytes are counted again, a
 
 log = logging.getLogger("kamacache.front")
 
-Handle = Callable[[Any, Any], Awaitable[Any]]
+Handle = Callable[..., Awaitable[Any]]
+Check = Callable[[Token, str, Any], None]
 
 
 class CacheServicer:
@@ -53,7 +62,10 @@ class CacheServicer:
         engines: Mapping[str, Engine],
         settings: FrontSettings,
         membership: Callable[[], Membership] = lambda: ALONE,
+        access: Access | None = None,
     ) -> None:
+        self._access = access or Access()
+        self.admission = Admission(self._access, arrives_s=settings.request_s)
         self._engines = dict(engines)
         self._settings = settings
         self._membership = membership
@@ -62,20 +74,22 @@ class CacheServicer:
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
         """Return the handler of each method, by its name."""
-        methods: dict[str, Handle] = {
-            "Get": self.get,
+        reads: dict[str, Handle] = {"Get": self.get, "BatchGet": self.batch_get}
+        writes: dict[str, Handle] = {
             "Set": self.set,
             "Delete": self.delete,
-            "BatchGet": self.batch_get,
             "BatchSet": self.batch_set,
             "BatchDelete": self.batch_delete,
-            "Stats": self.stats,
-            "Members": self.members,
+        }
+        others: dict[str, Handle] = {"Stats": self.stats, "Members": self.members}
+        handles = {
+            **{name: (handle, self._may_read) for name, handle in reads.items()},
+            **{name: (handle, self._may_write) for name, handle in writes.items()},
+            **{name: (handle, None) for name, handle in others.items()},
         }
         return {
-            method.name: grpc.unary_unary_rpc_method_handler(
-                self._guarded(methods[method.name]),
-                request_deserializer=GetMessageClass(method.input_type).FromString,
+            method.name: grpc.stream_unary_rpc_method_handler(
+                self._guarded(*handles[method.name], GetMessageClass(method.input_type).FromString),
                 response_serializer=GetMessageClass(method.output_type).SerializeToString,
             )
             for method in SERVICE.methods
@@ -189,18 +203,27 @@ class CacheServicer:
         deleted = await engine.adelete_many(keys, self._deadline_s(context))
         return pb.BatchDeleteResponse(deleted=deleted)
 
-    async def stats(self, request: pb.StatsRequest, context: Any) -> pb.StatsResponse:
-        """Answer the counters of one group, or of all."""
+    async def stats(
+        self, request: pb.StatsRequest, context: Any, token: Token | None
+    ) -> pb.StatsResponse:
+        """Answer the counters of one group, or of all that may be seen."""
+        names = [request.group] if request.group else sorted(self._engines)
+        if token is not None and not token.stats:
+            if request.group:
+                self._access.permit(token, request.group, context.peer(), write=False)
+            names = [name for name in names if token.may_read(name)]
         if request.group and request.group not in self._engines:
-            self._no_group(request.group)
+            self._no_group(request.group, token)
         reply = pb.StatsResponse()
-        for name in [request.group] if request.group else sorted(self._engines):
+        for name in names:
             values = await self._engines[name].astats()
             numbers = {key: value for key, value in values.items() if type(value) is int}
             reply.groups.add(name=name, values=numbers)
         return reply
 
-    async def members(self, request: pb.MembersRequest, context: Any) -> pb.MembersResponse:
+    async def members(
+        self, request: pb.MembersRequest, context: Any, token: Token | None
+    ) -> pb.MembersResponse:
         """Answer who belongs to the cluster."""
         known = self._membership()
         reply = pb.MembersResponse(own=known.own, number=known.number)
@@ -216,9 +239,10 @@ class CacheServicer:
             raise DeadlineExceededError("the deadline passed before the call was looked at")
         return time.monotonic() + min(left_s, CALL_TIMEOUT_MAX_S)
 
-    def _no_group(self, group: str) -> NoReturn:
-        known = sorted(self._engines)[:FIELD_ITEMS_MAX]
-        more = f" and {len(self._engines) - len(known)} more" * (len(self._engines) > len(known))
+    def _no_group(self, group: str, token: Token | None = None) -> NoReturn:
+        seen = [name for name in sorted(self._engines) if token is None or token.knows(name)]
+        known = seen[:FIELD_ITEMS_MAX]
+        more = f" and {len(seen) - len(known)} more" * (len(seen) > len(known))
         raise GroupNotFoundError(
             f"this node has no group {group[:64]!r}; it has {', '.join(known) or 'none'}{more}",
             group=group[:64],
@@ -239,10 +263,36 @@ class CacheServicer:
                 "ask for fewer keys at once"
             )
 
-    def _guarded(self, handle: Handle) -> Handle:
-        async def answer(request: Any, context: Any) -> Any:
+    def _may_read(self, token: Token, group: str, context: Any) -> None:
+        self._access.permit(token, group, context.peer(), write=False)
+        if group not in self._engines:
+            self._no_group(group, token)
+
+    def _may_write(self, token: Token, group: str, context: Any) -> None:
+        self._access.permit(token, group, context.peer(), write=True)
+        if group not in self._engines:
+            self._no_group(group, token)
+
+    def _guarded(
+        self, handle: Handle, check: Check | None, parse: Callable[[bytes], Any]
+    ) -> Handle:
+        """Return the method for gRPC; without a check it is the handle's, which gets the token."""
+        access, identify, read = self._access, self.admission.identify, self.admission.read
+
+        async def answer(_requests: object, context: Any) -> Any:
             try:
+                token = None if access.tokens is None else identify(context)
+                request = await read(context, parse)
+                if check is None:
+                    return await handle(request, context, token)
+                if token is not None:
+                    check(token, request.group, context)
                 return await handle(request, context)
+            except AccessDeniedError as error:
+                await access.wait(error)
+                await context.abort(*to_status(error))
+            except NoRequestError as error:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             except KamaCacheError as error:
                 await context.abort(*to_status(error))
             except Exception as error:

@@ -12,6 +12,9 @@ from kamacache.errors import ConfigError
 from kamacache.limits import (
     BATCH_KEYS_MAX,
     DRAIN_TIMEOUT_S,
+    FRONT_CONNECTIONS_MAX,
+    METADATA_BYTES_MAX,
+    REQUEST_ARRIVES_S,
     TLS_HANDSHAKE_S,
     VALUE_BYTES_CEILING,
 )
@@ -44,6 +47,10 @@ class FrontSettings:
     keepalive_ms: int = 60_000
     """A connection that is silent for so long is asked for a sign of life."""
     keepalive_timeout_ms: int = 20_000
+    request_s: float = REQUEST_ARRIVES_S
+    """For a call's request to arrive, once the call has begun."""
+    connections_max: int = FRONT_CONNECTIONS_MAX
+    """More are closed as soon as they are accepted."""
     ping_every_ms_min: int = 10_000
     """Callers that ping oftener are sent away (ENHANCE_YOUR_CALM)."""
     handshake_s: float = TLS_HANDSHAKE_S
@@ -77,6 +84,10 @@ class FrontSettings:
                 self.message_bytes_max + REPLY_BYTES_A_KEY * self.batch_keys_max,
             ),
             ("grpc.max_concurrent_streams", self.calls_max),
+            ("grpc.max_allowed_incoming_connections", self.connections_max),
+            # Above the first, gRPC refuses some calls, and above the second all.
+            ("grpc.max_metadata_size", METADATA_BYTES_MAX // 2),
+            ("grpc.absolute_max_metadata_size", METADATA_BYTES_MAX),
             ("grpc.keepalive_time_ms", self.keepalive_ms),
             ("grpc.keepalive_timeout_ms", self.keepalive_timeout_ms),
             ("grpc.keepalive_permit_without_calls", 1),
