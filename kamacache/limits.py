@@ -34,6 +34,7 @@ REPLY_GRACE_S: Final = 0.1  # the worker tells who is late; the link gives up th
 FRAME_STALL_S: Final = 10.0  # for a half frame to become whole
 UNREAD_STALL_S: Final = 10.0  # for a client to read on once it is paused
 LOG_EVERY_S: Final = 10.0  # for one kind of repeated failure
+LOG_KINDS_MAX: Final = 1_024  # kinds that one log remembers
 LOAD_TIMEOUT_S: Final = 30.0  # default of a group's load_timeout
 CALL_TIMEOUT_MAX_S: Final = 3_600.0
 NEAR_VALID_MS_MAX: Final = 5_000

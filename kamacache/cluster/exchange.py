@@ -22,6 +22,7 @@ from typing import Final
 from kamacache.cluster.stream import FrameSender
 from kamacache.errors import DeadlineExceededError, KamaCacheError, LoadError
 from kamacache.limits import PEER_REQUESTS_MAX, PEER_UNSENT_BYTES_MAX, REPLY_GRACE_S
+from kamacache.repeated import RepeatedLog
 from kamacache.wire.frames import FrameError, frame
 from kamacache.wire.messages import (
     FROM_PEER,
@@ -41,7 +42,7 @@ GRACE_S: Final = 2 * REPLY_GRACE_S  # the peer's front, and its worker, say firs
 NEVER_S: Final = float("inf")
 COUNTERS: Final = ("requests", "lost", "late", "overloaded")
 
-log = logging.getLogger("kamacache.cluster")
+log = RepeatedLog(logging.getLogger("kamacache.cluster"))
 
 Outcome = Reply | KamaCacheError
 DoneCall = Callable[[Outcome], None]
@@ -73,7 +74,7 @@ def finish(done: DoneCall, outcome: Outcome, address: str) -> None:
     try:
         done(outcome)
     except Exception:
-        log.exception("what waited for a peer's answer failed", extra={"peer": address})
+        log.exception("what waited for a peer's answer failed", about=address, peer=address)
 
 
 class Exchange:
@@ -185,7 +186,8 @@ class Exchange:
         try:  # not `finish`: one call less for each answer
             done(reply)
         except Exception:
-            log.exception("what waited for a peer's answer failed", extra={"peer": self._address})
+            peer = self._address
+            log.exception("what waited for a peer's answer failed", about=peer, peer=peer)
 
     def end_late(self, now_s: float) -> None:
         """Tell those whose deadline passed; the answers that still come are dropped."""

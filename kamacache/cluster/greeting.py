@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass
 from typing import Final
 
-from kamacache.limits import LOG_EVERY_S
+from kamacache.repeated import RepeatedLog
 from kamacache.wire.messages import PEER_FORMAT, Hello, Welcome
 
-log = logging.getLogger("kamacache.cluster")
+log = RepeatedLog(logging.getLogger("kamacache.cluster"))
 
 
 class RefusedError(Exception):
@@ -32,12 +31,11 @@ class LinkEnd:
 class Greeting:
     """What is said and checked first on each stream to one address."""
 
-    __slots__ = ("_address", "_end", "_logged_s")
+    __slots__ = ("_address", "_end")
 
     def __init__(self, address: str, end: LinkEnd) -> None:
         self._address: Final = address
         self._end: Final = end
-        self._logged_s = float("-inf")
 
     def hello(self, sent: int = 0) -> Hello:
         """Return what to say, at this version of the clock."""
@@ -63,11 +61,11 @@ class Greeting:
                 f"the node speaks format {welcome.format} and this one {PEER_FORMAT}: "
                 "use one version of kamacache on all nodes"
             )
-        now_s = time.monotonic()
-        if welcome.node != self._address and now_s - self._logged_s > LOG_EVERY_S:
-            self._logged_s = now_s
+        if welcome.node != self._address:
             log.warning(
                 "a peer calls itself otherwise than this node calls it, so that the two disagree "
                 "on who owns what: give it --advertise with the name that is in --peers",
-                extra={"peer": self._address, "own_name": welcome.node},
+                about=self._address,
+                peer=self._address,
+                own_name=welcome.node,
             )

@@ -41,13 +41,13 @@ from kamacache.front.splitting import (
 from kamacache.hashing import shard_hash, worker_of
 from kamacache.limits import (
     CALL_TIMEOUT_MAX_S,
-    LOG_EVERY_S,
     PARTIAL_BYTES_MAX,
     PEER_DRAIN_S,
     PEER_REQUESTS_MAX,
     PEER_STREAMS_MAX,
     PEER_UNSENT_BYTES_MAX,
 )
+from kamacache.repeated import RepeatedLog
 from kamacache.rundir.description import NodeDescription
 from kamacache.store.served import NO_READS, Told
 from kamacache.v1 import kamacache_pb2 as pb
@@ -121,10 +121,10 @@ class PeersServicer:
         self.split: Final = Split(about.hash_seed, about.workers)
         self.draining = False
         self.partial_bytes = 0  # of half frames, over all streams
+        self._repeated = RepeatedLog(log)
         self._streams: set[PeerStream] = set()
         self._streams_max: Final = streams_max
         self._seen_s: dict[str, float] = {}
-        self._logged_s: dict[str, float] = {}
         self._telling: set[asyncio.Task[None]] = set()
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -185,10 +185,7 @@ class PeersServicer:
 
     def warn(self, message: str, exc_info: BaseException | None = None, **fields: Any) -> None:
         """Log a constant message, unless the same was logged just before."""
-        now_s = time.monotonic()
-        if now_s - self._logged_s.get(message, float("-inf")) >= LOG_EVERY_S:
-            self._logged_s[message] = now_s
-            log.warning(message, extra=fields, exc_info=exc_info)
+        self._repeated.warning(message, exc_info=exc_info, **fields)
 
 
 class PeerStream:

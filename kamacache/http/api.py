@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -47,15 +46,15 @@ from kamacache.http.query import PARAMETERS, deadline_of, key_of, read_query, tt
 from kamacache.http.readiness import Readiness
 from kamacache.http.routes import Page
 from kamacache.http.settings import HttpSettings
-from kamacache.limits import LOG_EVERY_S
 from kamacache.local.attached import AttachedEngine
+from kamacache.repeated import RepeatedLog
 from kamacache.rundir.meters import Region
 from kamacache.store.entries import Entry
 
 GROUPS_NAMED_MAX: Final = 16
 PROBES: Final = ("/healthz", "/readyz")
 
-log = logging.getLogger("kamacache.http")
+log = RepeatedLog(logging.getLogger("kamacache.http"))
 
 
 class BusyError(KamaCacheError):
@@ -68,8 +67,6 @@ class Api:
     def __init__(self, engines: Mapping[str, AttachedEngine], room: Room) -> None:
         self._engines = dict(engines)
         self._room = room
-        self._logged_s = float("-inf")
-        self._unlogged = 0
 
     async def handle(self, request: Request) -> Response:
         """Answer one request, whatever happens."""
@@ -158,12 +155,7 @@ class Api:
         return ", ".join(known[:GROUPS_NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
 
     def _log_defect(self, error: Exception) -> None:
-        now_s = time.monotonic()
-        if now_s - self._logged_s < LOG_EVERY_S:
-            self._unlogged += 1
-            return
-        log.error("unexpected error in a request", exc_info=error, extra={"more": self._unlogged})
-        self._logged_s, self._unlogged = now_s, 0
+        log.error("unexpected error in a request", exc_info=error)
 
 
 class Gate:

@@ -29,9 +29,10 @@ from kamacache.errors import KamaCacheError, LoadError, from_fields, to_fields
 from kamacache.getters import Loaded
 from kamacache.limits import HUNG_SWEEP_S
 from kamacache.local.threads import LoadThreads
+from kamacache.repeated import RepeatedLog
 from kamacache.store.reader import Answer, Negative
 
-log: Final = logging.getLogger("kamacache.local")
+log: Final = RepeatedLog(logging.getLogger("kamacache.local"))
 
 COUNTS: Final = ("loads", "load_errors", "joined", "detached", "expired")
 
@@ -228,7 +229,7 @@ class FlightTable:
         try:
             self._keeper.keep(flight.key, result)
         except Exception:  # the askers must have their answer whatever happens
-            log.exception("loaded value not kept", extra={"group": self._name})
+            log.exception("loaded value not kept", about=self._name, group=self._name)
 
     def after_fork(self) -> None:
         """Begin anew in the child: nobody is left who would end these flights."""

@@ -31,8 +31,9 @@ from kamacache.local.engine import EngineUser
 from kamacache.local.flights import ABANDONED, FlightTable, Load
 from kamacache.local.hooks import WorkerHooks
 from kamacache.local.threads import LoadThreads, background_loop
+from kamacache.repeated import RepeatedLog
 
-log: Final = logging.getLogger("kamacache.local")
+log: Final = RepeatedLog(logging.getLogger("kamacache.local"))
 
 
 class Runner:
@@ -141,7 +142,9 @@ class Runner:
         except BaseException as error:  # its askers have it as LoadError; the thread lives on
             log.warning(
                 "getter tried to end its thread",
-                extra={"group": self._name, "error": type(error).__name__},
+                about=self._name,
+                group=self._name,
+                error=type(error).__name__,
             )
 
     def _spawn(self, load: Load) -> None:

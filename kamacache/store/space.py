@@ -261,10 +261,8 @@ class ShardSpace:
         dropped = purge(self.arena, *self._log.places(segment))
         self._marks[:] = adopt_slots(self.arena)
         log.error(
-            "group %s: segment %d holds a record that makes no sense; dropped its entries (%d)",
-            self.group,
-            segment,
-            dropped,
+            "a segment holds a record that makes no sense, its entries are dropped",
+            extra={"group": self.group, "segment": segment, "dropped": dropped},
         )
         return dropped
 

@@ -41,13 +41,13 @@ from kamacache.errors import (
     from_fields,
 )
 from kamacache.limits import PEER_TRIES_MAX
+from kamacache.repeated import RepeatedLog
 from kamacache.rundir.meters import GROUP
 from kamacache.wire.messages import Failure, Get, GetMany, Value, Values
 from kamacache.worker.batches import Batch, KeysWaiter
 from kamacache.worker.flights import Flight, Outcome, Waiter
 from kamacache.worker.loader import Loader
 from kamacache.worker.peeks import Peeking
-from kamacache.worker.repeated import RepeatedLog
 
 if TYPE_CHECKING:
     from kamacache.cluster.peers import Link, Peers

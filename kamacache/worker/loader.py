@@ -36,10 +36,10 @@ from kamacache.config import GroupSpec
 from kamacache.errors import DeadlineExceededError, KamaCacheError, LoadError, ValueTooLargeError
 from kamacache.getters import Loadable, Loaded
 from kamacache.limits import LOAD_DEPTH_MAX, LOADS_QUEUED_MAX
+from kamacache.repeated import RepeatedLog
 from kamacache.rundir.meters import GROUP, Region
 from kamacache.worker.flights import Flight, Outcome, Waiter
 from kamacache.worker.pools import DepthPool, GetterThreads, Job
-from kamacache.worker.repeated import RepeatedLog
 from kamacache.worker.shard import Shard
 
 Outcomes = dict[bytes, Loaded] | KamaCacheError

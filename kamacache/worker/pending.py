@@ -30,6 +30,7 @@ from kamacache.errors import (
     from_fields,
 )
 from kamacache.limits import PEER_TRIES_MAX, PEER_WRITE_S
+from kamacache.repeated import RepeatedLog
 from kamacache.rundir.meters import WORKER
 from kamacache.wire.messages import (
     Delete,
@@ -49,7 +50,7 @@ NOT_SENT_RETRY_S: Final = 0.005
 SENT: Final = WORKER.at("writes_sent")
 REROUTED: Final = WORKER.at("writes_rerouted")
 
-log = logging.getLogger("kamacache.worker.pending")
+log = RepeatedLog(logging.getLogger("kamacache.worker.pending"))
 
 _TO_TRY_AGAIN: Final = (PeerLostError, NodeUnavailableError, DeadlineExceededError)
 

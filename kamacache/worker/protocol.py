@@ -29,10 +29,10 @@ from kamacache.limits import (
     UNREAD_STALL_S,
     WRITE_BUFFER_BYTES_MAX,
 )
+from kamacache.repeated import RepeatedLog
 from kamacache.wire.frames import HEADER_BYTES, FrameError, FrameReader
 from kamacache.wire.messages import DecodeError, Failure, Reply, decode_request, encode, salvage_id
 from kamacache.worker.handlers import Handlers
-from kamacache.worker.repeated import RepeatedLog
 from kamacache.worker.replies import failure
 from kamacache.worker.waiters import Leaver
 
