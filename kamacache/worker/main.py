@@ -36,6 +36,7 @@ from kamacache.getters import Loadable
 from kamacache.limits import CONNECTIONS_MAX
 from kamacache.local.attach import attach_role
 from kamacache.local.reloads import take_reload
+from kamacache.repeated import RepeatedLog
 from kamacache.rundir.context import (
     EXIT_APP,
     EXIT_OK,
@@ -66,6 +67,7 @@ CLOSE_WITHIN_S: Final = 1.0  # for replies to be written after the drain
 SWITCH_INTERVAL_S: Final = 0.001  # a getter that computes gives the loop the GIL 1,000 times a s
 
 log = logging.getLogger("kamacache.worker")
+repeated = RepeatedLog(log)
 
 
 def run(context: RoleContext, groups: Sequence[Loadable] | None = None) -> int:
@@ -216,7 +218,7 @@ class Worker:
             try:
                 call()
             except Exception:
-                log.exception("upkeep failed")
+                repeated.exception("upkeep failed")
 
     def _upkeep(self) -> None:
         self._server.sweep()
