@@ -79,6 +79,11 @@ class Ring:
         """Return the address of the node that owns a key."""
         return self._owners[bisect_right(self._points, xxh3_64_intdigest(key, _KEY_SEED))]
 
+    def place(self, key: bytes) -> tuple[int, int]:
+        """Return a key's hash, and the point behind it, whose node owns the key; to explain."""
+        digest, points = xxh3_64_intdigest(key, _KEY_SEED), self._points
+        return digest, points[bisect_right(points, digest) % len(points)]
+
     def owners_of(self, keys: Iterable[bytes]) -> list[str]:
         """Return the address of the owner of each key, in their order."""
         owners, points = self._owners, self._points

@@ -23,6 +23,7 @@ from typing import Any, Final, NoReturn
 import grpc
 from google.protobuf.message_factory import GetMessageClass
 
+import kamacache
 from kamacache.cluster.membership import Membership
 from kamacache.cluster.status import FIELD_ITEMS_MAX, BatchRangeError, to_status
 from kamacache.errors import (
@@ -226,7 +227,12 @@ class CacheServicer:
     ) -> pb.MembersResponse:
         """Answer who belongs to the cluster."""
         known = self._membership()
-        reply = pb.MembersResponse(own=known.own, number=known.number)
+        reply = pb.MembersResponse(
+            own=known.own,
+            number=known.number,
+            version=kamacache.__version__,
+            unix_ms=time.time_ns() // 1_000_000,
+        )
         for member in known.members:
             reply.members.add(address=member.address, weight=member.weight)
         return reply

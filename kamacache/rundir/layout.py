@@ -176,17 +176,37 @@ class SupervisorLock:
             os.close(fd)
         return 0
 
+    @classmethod
+    def holder(cls, run_dir: RunDir) -> int | None:
+        """Return the pid of who holds the lock, without trying for it; None: nobody does.
+
+        0: a process of another pid namespace. Raises OSError, such as where it may not be asked.
+        """
+        try:
+            fd = os.open(run_dir.lock_path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            return cls._asked(fd)
+        finally:
+            os.close(fd)
+
+    @staticmethod
+    def _asked(fd: int) -> int | None:
+        ask = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, ask))
+        # A holder in another pid namespace reads as 0 or -1.
+        return None if kind == fcntl.F_UNLCK else max(int(pid), 0)
+
     @staticmethod
     def _try(fd: int) -> int | None:
         """Lock and return None; or close the file and return the holder's pid."""
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            ask = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-            kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, ask))
+            holder = SupervisorLock._asked(fd)
             os.close(fd)
-            # A holder in another pid namespace reads as 0 or -1.
-            return max(int(pid), 0) if kind != fcntl.F_UNLCK else 0
+            return holder or 0
         except BaseException:
             os.close(fd)
             raise

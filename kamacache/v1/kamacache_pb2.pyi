@@ -145,14 +145,18 @@ class MembersRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class MembersResponse(_message.Message):
-    __slots__ = ("own", "number", "members")
+    __slots__ = ("own", "number", "members", "version", "unix_ms")
     OWN_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     own: str
     number: int
     members: _containers.RepeatedCompositeFieldContainer[Member]
-    def __init__(self, own: _Optional[str] = ..., number: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ...) -> None: ...
+    version: str
+    unix_ms: int
+    def __init__(self, own: _Optional[str] = ..., number: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., version: _Optional[str] = ..., unix_ms: _Optional[int] = ...) -> None: ...
 
 class Member(_message.Message):
     __slots__ = ("address", "weight")

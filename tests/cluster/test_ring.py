@@ -224,3 +224,12 @@ def test_the_quick_start_says_who_owns_what() -> None:
     ring = Ring([Member(f"127.0.0.1:{port}") for port in (8001, 8002, 8003)])
     owners = {key: ring.owner(key.encode())[-4:] for key in ("Tom", "Jack", "Sam", "Peter")}
     assert owners == {"Tom": "8002", "Jack": "8001", "Sam": "8003", "Peter": "8001"}
+
+
+def test_the_place_of_a_key_is_its_hash_and_the_point_of_its_owner() -> None:
+    ring = Ring([Member("a:1"), Member("b:1")])
+    for key in (b"key-%d" % number for number in range(50)):
+        digest, point = ring.place(key)
+        assert 0 <= digest < 1 << 64
+        assert point in ring._points
+        assert ring._owners[ring._points.index(point)] == ring.owner(key)

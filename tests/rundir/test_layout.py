@@ -76,3 +76,23 @@ def test_second_taker_learns_the_pid_of_the_holder(short_dir: Path) -> None:
     assert other() == str(os.getpid())
     lock.release()
     assert other() == "taken"
+
+
+def test_the_holder_is_told_without_trying_for_the_lock(short_dir: Path) -> None:
+    run_dir = RunDir(short_dir)
+    ask = (
+        "import sys; from kamacache.rundir.layout import RunDir, SupervisorLock\n"
+        "print(SupervisorLock.holder(RunDir(sys.argv[1])))"
+    )
+
+    def other() -> str:
+        command = [sys.executable, "-c", ask, str(short_dir)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    assert other() == "None"
+    lock = SupervisorLock.take(run_dir)
+    assert isinstance(lock, SupervisorLock)
+    assert other() == str(os.getpid())
+    lock.release()
+    assert other() == "None"
+    assert not run_dir.lock_path.exists()
