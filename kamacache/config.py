@@ -138,6 +138,7 @@ class GroupSpec(msgspec.Struct, frozen=True, kw_only=True):
     mirror_ttl_ms: int = 5_000
     mirror_share: float = 1 / 8
     has_getter: bool = False
+    codec: str = ""  # what its values are written in, as far as the node is told
 
     def __post_init__(self) -> None:
         if not GROUP_NAME.fullmatch(self.name):

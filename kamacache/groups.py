@@ -171,6 +171,7 @@ class Group:
             mirror_ttl_ms=milliseconds("mirror_ttl", mirror_ttl),
             mirror_share=number("mirror_share", mirror_share),
             has_getter=self._getter.present,
+            codec=type(self._codec).__qualname__,
         )
         self._engine: Engine | None = None
         self._starting = threading.Lock()  # one engine, whichever thread asks first

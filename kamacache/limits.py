@@ -63,6 +63,7 @@ LOG_FIELD_CHARS_LEAST: Final = 32  # to which a field is cut before others are l
 SECRETS_SETTLE_S: Final = 1.0  # for which they must stay as they are before they are taken up
 
 # A warm restart.
+KEPT_NOTE_BYTES_MAX: Final = 4 << 20  # of the note on what a node left
 WARM_RESTART_DOWNTIME_S: Final = 60.0  # shards of a node that stopped longer ago are thrown away
 WARM_RESTART_DOWNTIME_MAX_S: Final = 3_600.0  # that this may be set to
 WARM_SETTLE_S: Final = 3.0  # for the other nodes to tell what they wrote meanwhile

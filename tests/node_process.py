@@ -22,6 +22,8 @@ READY_LINE = re.compile(
     r"(?:listening on (?P<listen>\S+)|not listening), attach with KAMACACHE_RUN_DIR=(?P<run_dir>.+)"
 )
 ROOT = Path(__file__).resolve().parent.parent
+# What a node leaves for its successor would be another test's. A flag overrides it.
+COLD = {"KAMACACHE_WARM_RESTART_MAX_DOWNTIME": "0"}
 
 
 class NodeProcess:
@@ -53,7 +55,7 @@ class NodeProcess:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 cwd=cwd or ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
+                env={**os.environ, "PYTHONPATH": str(ROOT), **COLD, **(environment or {})},
                 start_new_session=bool(prefix),
                 pass_fds=pass_fds,
             )

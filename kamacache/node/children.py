@@ -24,6 +24,7 @@ from kamacache.limits import (
 from kamacache.rundir.context import (
     EXIT_APP,
     EXIT_CONFIG,
+    EXIT_OK,
     EXIT_ROLE,
     LINE_BYTES_MAX,
     WORD_IDLE,
@@ -53,6 +54,7 @@ class Child:
     start_at_s: float = 0.0  # when to fork it, where it does not run
     boot_failures: int = 0
     restarts: int = 0
+    ended_well: bool = False  # the last process, with exit code 0
     failure: tuple[int, str] | None = None  # what the process said before it died
     _line: bytes = field(default=b"", repr=False)
 
@@ -66,7 +68,7 @@ class Child:
         self.started_ms = started_ms
         self.pid, self.words_fd, self.boot_deadline_s = pid, words_fd, boot_deadline_s
         self.ready, self.failure, self._line = False, None, b""
-        self.idle = self.asks_to_end = False
+        self.idle = self.asks_to_end = self.ended_well = False
 
     def hear(self) -> bool:
         """Read what the process says, without waiting; return whether it will say no more."""
@@ -113,6 +115,7 @@ class Child:
     def died(self, exit_code: int, now_s: float) -> None:
         """Note the death of the process, and when to fork it again."""
         was_ready, self.pid, self.ready = self.ready, 0, False
+        self.ended_well = was_ready and exit_code == EXIT_OK
         if was_ready:
             self.restarts += 1
             self.start_at_s = now_s

@@ -72,8 +72,9 @@ class Node:
     ``listen``. ``api``: HOST:PORT of the HTTP interface. ``run_dir``: None makes one that goes
     with the node. ``socket_group``: a Unix group whose processes may attach, too. ``tls_...``,
     ``tokens`` and ``peer_secret``: paths of files, as the flags of that name; ``insecure``: listen
-    beyond loopback without them. Start it early: a program with threads, a running event loop or
-    grpc cannot be forked.
+    beyond loopback without them. ``warm_restart_max_downtime``: seconds for which a node that was
+    stopped leaves its shards to one that starts at the same ``run_dir``; 0: they go with it. Start
+    it early: a program with threads, a running event loop or grpc cannot be forked.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Node:
         tokens: str | os.PathLike[str] | None = None,
         peer_secret: str | os.PathLike[str] | None = None,
         slow_load_ms: int = 0,
+        warm_restart_max_downtime: float = 0,
         log_level: str = "warning",
         log_format: str = "console",
     ) -> None:
@@ -124,6 +126,9 @@ class Node:
             insecure=insecure,
         )
         self._slow_load_ms = READERS["slow_load_ms"]("slow_load_ms", slow_load_ms)
+        self._downtime_s = READERS["warm_restart_max_downtime"](
+            "warm_restart_max_downtime", warm_restart_max_downtime
+        )
         self._socket_gid = group_id(socket_group)
         self._workers = READERS["workers"](
             "workers", workers_default() if workers is None else workers
@@ -195,6 +200,7 @@ class Node:
             api=self._api,
             socket_gid=self._socket_gid,
             slow_load_ms=self._slow_load_ms,
+            warm_restart_max_downtime_s=self._downtime_s,
             security=self._security,
             cautions=self._cautions,
             log_level=self._logs[0],

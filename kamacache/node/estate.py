@@ -17,14 +17,19 @@ import structlog
 
 import kamacache
 from kamacache import store
-from kamacache.cluster.membership import Member, make_membership, write_membership
+from kamacache.cluster.membership import (
+    Member,
+    MembershipReader,
+    make_membership,
+    write_membership,
+)
 from kamacache.config import GroupSpec
 from kamacache.limits import OWED_FILE_BYTES
 from kamacache.node.address import Address, hold_port
 from kamacache.node.exits import NodeEndError
 from kamacache.node.settings import NodeSettings
 from kamacache.node.space import check_space, mib
-from kamacache.rundir.cleaning import clean_epoch, clean_stale
+from kamacache.rundir.cleaning import clean_epoch, clean_stale, remove_epoch_folder
 from kamacache.rundir.context import EXIT_ROLE
 from kamacache.rundir.control import CONTROL_BYTES, ControlWriter
 from kamacache.rundir.counters import Counters, counters_bytes, create_counters, open_counters
@@ -34,6 +39,7 @@ from kamacache.rundir.description import (
     read_boot_id,
     write_description,
 )
+from kamacache.rundir.kept import Kept, KeptFolder, find_kept, keep_shards
 from kamacache.rundir.layout import (
     RunDir,
     SupervisorLock,
@@ -92,9 +98,6 @@ class Estate:
         Raises `NodeEndError` and `StorageError`, each with the remedy.
         """
         settings = self._settings
-        removed = clean_stale(self._run_dir, settings.shm_dir)
-        if removed:
-            log.warning("cleaned up after a node that crashed", folders=removed)
         if settings.listen and (other := settings.place.hidden(settings.listen)):
             log.warning(
                 "the node listens on loopback only, other hosts will not reach it; choose --listen",
@@ -104,15 +107,59 @@ class Estate:
         listen = self._hold(settings.listen if settings.fronts else None, "listen")
         # A socket that was passed listens already, and is everybody's who has a copy of it.
         api = settings.api if settings.api_fd is not None else self._hold(settings.api, "api")
-        check_space(Path(settings.shm_dir), self._required_bytes())
+        found = self._find_kept()
+        removed = clean_stale(
+            self._run_dir, settings.shm_dir, but="" if found is None else found.path.name
+        )
+        if removed:
+            log.warning("cleaned up after a node that crashed", folders=removed)
+        usable = 0 if found is None else found.usable_bytes(found.files(self._groups))
+        check_space(Path(settings.shm_dir), self._required_bytes() - usable)
         store.warn_unless_tmpfs(settings.shm_dir)
         own_folder(self._shm_dir.parent, "shm_dir", gid=settings.socket_gid)
-        self._reserve_memory(listen, api)
+        # Last of all that may fail before: a start that fails leaves it for another.
+        taken = None if found is None else self._take(found)
+        self._reserve_memory(listen, api, taken)
         self._write_membership()
         own_folder(self._sockets_dir, "run_dir", gid=settings.socket_gid)
         write_live(self._sockets_dir, settings.live(0))
         self.control.extend()  # who finds node.json finds a node that serves
         write_description(self._run_dir, self.description, gid=settings.socket_gid)
+
+    def _find_kept(self) -> KeptFolder | None:
+        """Return what the last node left, if it can be used; throw it away and say so, if not."""
+        settings = self._settings
+        found = find_kept(self._run_dir.shm_base(os.path.realpath(settings.shm_dir)))
+        if found is None:
+            return None
+        place = settings.place
+        why = found.why_cold(
+            version=kamacache.__version__,
+            workers=settings.workers,
+            name=place.name if place.clustered else None,
+            away_max_s=settings.warm_restart_max_downtime_s,
+        )
+        if place.clustered and not why:
+            why = "other nodes may have written meanwhile"
+        if why:
+            log.warning("cold start: what the last node left is thrown away", why=why)
+            remove_epoch_folder(found.path)
+            return None
+        return found
+
+    def _take(self, found: KeptFolder) -> Kept | None:
+        away_s = round(found.away_s, 3)
+        try:
+            found.take(self._shm_dir, found.files(self._groups))
+        except OSError as error:
+            log.warning("cold start: what the last node left cannot be taken", why=str(error))
+            remove_epoch_folder(found.path)
+            return None
+        for spec in self._groups:
+            if changed := found.changed(spec):
+                log.warning("group starts cold: it was changed", group=spec.name, changed=changed)
+        log.info("warm start", away_s=away_s)
+        return found.kept
 
     def _hold(self, address: Address | None, setting: str) -> Address | None:
         if address is None:
@@ -139,7 +186,9 @@ class Estate:
             clustered=settings.place.clustered,
         )
 
-    def _reserve_memory(self, listen: Address | None, api: Address | None) -> None:
+    def _reserve_memory(
+        self, listen: Address | None, api: Address | None, taken: Kept | None
+    ) -> None:
         settings = self._settings
         place = settings.place.on_port(listen.port) if listen else settings.place
         own_folder(self._shm_dir, "shm_dir", gid=settings.socket_gid)
@@ -149,13 +198,14 @@ class Estate:
             pid=os.getpid(),
             boot_id=read_boot_id(),
             workers=settings.workers,
-            hash_seed=secrets.randbits(64),
+            hash_seed=taken.hash_seed if taken else secrets.randbits(64),
             shm_dir=str(self._shm_dir),
             sockets_dir=str(self._sockets_dir),
             groups=self._groups,
             listen=str(listen) if listen else None,
             version=kamacache.__version__,
             name=place.name,
+            memory=taken.memory if taken else self._epoch,
             clustered=place.clustered,
             api=str(api) if api else None,
         )
@@ -203,16 +253,48 @@ class Estate:
         """Remove node.json: no process attaches from now on, those that did go on."""
         self._run_dir.description_path.unlink(missing_ok=True)
 
-    def remove(self) -> None:
-        """Stop readers, then remove all files and free the ports; when no role runs any more."""
+    def remove(self, why_lost: str) -> None:
+        """Stop readers, remove all files and free the ports; when no role runs any more.
+
+        The shards are left for the next node, unless ``why_lost`` says why not.
+        """
+        if not self._settings.warm_restart_max_downtime_s:
+            why_lost = "warm restart is off"
+        elif why_lost and hasattr(self, "control"):
+            log.info("the shards are not kept for the next node", why=why_lost)
+        members = () if why_lost else self._members()
         if hasattr(self, "control"):
             self.control.end()
             self.control.close()
         if hasattr(self, "counters"):
             self.counters.close()
-        clean_epoch(self._run_dir, self._epoch, self._shm_dir)
+        if why_lost or not self._keep(members):
+            clean_epoch(self._run_dir, self._epoch, self._shm_dir)
         for held in self._held:
             held.close()
+
+    def _members(self) -> tuple[str, ...]:
+        """Return the nodes of the cluster, this one included; none: it has no peers."""
+        if not self.description.clustered:
+            return ()
+        reader = MembershipReader(self.description)
+        try:
+            return tuple(member.address for member in reader.current().members)
+        finally:
+            reader.close()
+
+    def _keep(self, members: tuple[str, ...]) -> bool:
+        """Leave the shards, and nothing else of the epoch."""
+        about = self.description
+        try:
+            keep_shards(about, members)
+        except OSError as error:
+            log.warning("the shards cannot be kept for the next node", why=str(error))
+            return False
+        remove_epoch_folder(self._sockets_dir)
+        away_max_s = self._settings.warm_restart_max_downtime_s
+        log.info("the shards are kept for the next node", folder=about.shm_dir, seconds=away_max_s)
+        return True
 
 
 def _tell_size(spec: GroupSpec, workers: int) -> None:

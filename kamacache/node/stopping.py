@@ -82,6 +82,15 @@ class Stopping:
         """Wait no longer for anyone."""
         self._kill_at_s = now_s
 
+    @property
+    def why_lost(self) -> str:
+        """Why the shards may not be left to the next node; "": they may, when all roles ended."""
+        if self.how != "drain":
+            return "the node was told to stop at once"
+        workers = [child for child in self._children if child.role == "worker"]
+        late = [child.index for child in workers if not child.ended_well]
+        return f"worker {late[0]} did not end in order" if late else ""
+
     def tick(self, now_s: float) -> float:
         """Do what is due; return the time at which to come again, if nothing happens before."""
         late = now_s >= self._drain_until_s

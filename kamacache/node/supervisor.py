@@ -149,8 +149,9 @@ class Supervisor:
             self._reserve()
             self._serve()
         finally:
+            why_lost = self._why_lost()
             self._kill_all()
-            self._estate.remove()
+            self._estate.remove(why_lost)
         if self._end_reason is not None:
             raise self._end_reason
         return EXIT_OK
@@ -165,6 +166,12 @@ class Supervisor:
             raise bad_config(str(error)) from error
         except OSError as error:  # StorageError, too
             raise NodeEndError(EXIT_ROLE, f"the node cannot be set up: {error}") from error
+
+    def _why_lost(self) -> str:
+        """Return why the next node may not have the shards; "": it may."""
+        if self._stopping is None or self._end_reason is not None or not self._told_ready:
+            return "the node failed"
+        return "its folder is temporary" if self._temporary else self._stopping.why_lost
 
     # ------------------------------------------------------------------ the loop
 

@@ -25,8 +25,8 @@ from kamacache.rundir.layout import EPOCH_NAME, RunDir, SupervisorLock
 _cleaning = threading.Lock()
 
 
-def clean_stale(run_dir: RunDir, shm_root: str | os.PathLike[str]) -> int:
-    """Remove what dead nodes left behind and return how many folders that were.
+def clean_stale(run_dir: RunDir, shm_root: str | os.PathLike[str], *, but: str = "") -> int:
+    """Remove what dead nodes left behind, ``but`` one epoch's, and return how many folders.
 
     Only for the holder of the `SupervisorLock`, before it makes its own epoch.
     """
@@ -39,7 +39,8 @@ def clean_stale(run_dir: RunDir, shm_root: str | os.PathLike[str]) -> int:
     removed = 0
     for base in (*bases, run_dir.path):
         for name in _epochs(base):
-            removed += remove_epoch_folder(base / name)
+            if name != but:
+                removed += remove_epoch_folder(base / name)
     return removed
 
 

@@ -36,6 +36,8 @@ class NodeDescription(msgspec.Struct, frozen=True, kw_only=True):
     listen: str | None
     version: str
     name: str | None = None  # HOST:PORT on the ring; None: it has none (see kamacache.node.place)
+    # The epoch in which the shards were begun: an earlier one after a warm restart.
+    memory: str = ""
     clustered: bool = False  # whether it may have peers, now or later
     api: str | None = None  # HOST:PORT of the HTTP role
 

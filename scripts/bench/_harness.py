@@ -333,7 +333,8 @@ def clean_environment(**more: str) -> dict[str, str]:
     """Return this environment without settings of KamaCache, with the checkout on the path."""
     kept = {name: text for name, text in os.environ.items() if not name.startswith("KAMACACHE_")}
     path = os.pathsep.join(filter(None, (str(ROOT), kept.get("PYTHONPATH", ""))))
-    return {**kept, "PYTHONPATH": path, **more}
+    cold = {"KAMACACHE_WARM_RESTART_MAX_DOWNTIME": "0"}  # nothing is left after a measurement
+    return {**kept, "PYTHONPATH": path, **cold, **more}
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from kamacache.node.supervisor import SAME_SIGNAL_S
 from kamacache.rundir.control import ControlReader
 from kamacache.rundir.description import read_description
 from kamacache.rundir.roster import read_roster
-from tests.node_process import ROOT, NodeProcess, files_below, is_alive
+from tests.node_process import COLD, ROOT, NodeProcess, files_below, is_alive
 
 pytestmark = pytest.mark.integration
 
@@ -357,7 +357,7 @@ def test_node_runs_with_its_standard_streams_closed(
     command += [*QUIET, "--workers", "1", "--shm-dir", str(shm)]
     node = subprocess.Popen(
         ["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **COLD},
     )
     try:
         wait_until((run_dir / "node.json").exists)
