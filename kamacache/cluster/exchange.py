@@ -16,13 +16,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Final
 
 from kamacache.cluster.stream import FrameSender
 from kamacache.errors import DeadlineExceededError, KamaCacheError, LoadError
-from kamacache.limits import PEER_REQUESTS_MAX, PEER_UNSENT_BYTES_MAX, REPLY_GRACE_S
+from kamacache.limits import (
+    CALL_SECONDS_BUCKETS,
+    PEER_REQUESTS_MAX,
+    PEER_UNSENT_BYTES_MAX,
+    REPLY_GRACE_S,
+)
 from kamacache.repeated import RepeatedLog
+from kamacache.rundir.meters import PEER, Region
 from kamacache.wire.frames import FrameError, frame
 from kamacache.wire.messages import (
     FROM_PEER,
@@ -40,7 +47,11 @@ from kamacache.wire.parts import append, rest_of
 
 GRACE_S: Final = 2 * REPLY_GRACE_S  # the peer's front, and its worker, say first who is late
 NEVER_S: Final = float("inf")
-COUNTERS: Final = ("requests", "lost", "late", "overloaded")
+LOST: Final = PEER.at("lost")
+LATE: Final = PEER.at("late")
+OVERLOADED: Final = PEER.at("overloaded")
+FAILURES: Final = PEER.at("failures")
+SECONDS: Final = PEER.histogram_at(0)
 
 log = RepeatedLog(logging.getLogger("kamacache.cluster"))
 
@@ -92,6 +103,7 @@ class Exchange:
         "_part_left",
         "_pending",
         "_sender",
+        "heard_s",
     )
 
     def __init__(
@@ -102,21 +114,22 @@ class Exchange:
         *,
         clock: Callable[[], int],
         ahead_ms: int,
-        counts: dict[str, int],
+        meters: Region,
         on_draining: Callable[[], None],
     ) -> None:
         """``ahead_ms`` is what the peer's CLOCK_BOOTTIME is ahead of our time.monotonic(), or less.
 
-        ``counts`` has `COUNTERS`, which are those of all lives of the stream."""
+        ``meters`` count for all lives of the stream."""
         self._address: Final = address
         self._sender: Final = sender
         self._loop: Final = loop
         self._clock: Final = clock
         self._ahead_ms: Final = ahead_ms
-        self._counts: Final = counts
+        self._counts: Final = meters.words
         self._on_draining: Final = on_draining
         self._ids = 0
-        self._pending: dict[int, tuple[Request, DoneCall, float]] = {}
+        self._pending: dict[int, tuple[Request, DoneCall, float, float]] = {}  # the last: asked
+        self.heard_s = 0.0  # when what is taken now came; for who reads the stream to set
         self._part_left: dict[int, int] = {}  # of requests that were answered in part: keys
         self._earliest_s = NEVER_S  # none of the deadlines is before
 
@@ -137,21 +150,22 @@ class Exchange:
 
         For a `Gets` it is called with each of the `Answers`, or with what came in place of one.
         """
-        left_s = deadline_s - time.monotonic()
+        asked_s = time.monotonic()
+        left_s = deadline_s - asked_s
         if left_s <= 0:
-            self._counts["late"] += 1
+            self._counts[LATE] += 1
             self._loop.call_soon(finish, done, self._late(request), self._address)
             return
         sender, pending = self._sender, self._pending
         if len(pending) >= PEER_REQUESTS_MAX or sender.waiting_bytes > PEER_UNSENT_BYTES_MAX:
-            self._counts["overloaded"] += 1
+            self._counts[OVERLOADED] += 1
             error = overloaded(self._address, request)
             self._loop.call_soon(finish, done, error, self._address)
             return
         self._ids = request.id = ticket = self._ids + 1
         request.budget_ms = int(left_s * 1000) + 1
         request.until_ms = int(deadline_s * 1000) + self._ahead_ms
-        pending[ticket] = (request, done, deadline_s)
+        pending[ticket] = (request, done, deadline_s, asked_s)
         if deadline_s < self._earliest_s:
             self._earliest_s = deadline_s
         sender.put(frame(request))
@@ -173,13 +187,21 @@ class Exchange:
             if type(reply) is Draining:
                 self._on_draining()
             return
-        request, done, deadline_s = entry
+        request, done, deadline_s, asked_s = entry
         if type(reply) is Answers:
             left = self._part_left.pop(reply.id, 0) or len(getattr(request, "keys", ()))
             left -= len(reply.values) + len(reply.errors)
             if left > 0:
                 self._part_left[reply.id] = left
                 self._pending[reply.id] = entry
+                asked_s = NEVER_S  # it is counted with its last part
+        # `Region.observe`, spelled out.
+        took_s, counts = self.heard_s - asked_s, self._counts
+        if took_s > 0:
+            counts[SECONDS] += int(took_s * 1e6)
+            counts[SECONDS + 1 + bisect_left(CALL_SECONDS_BUCKETS, took_s)] += 1
+        if type(reply) is Failure:
+            counts[FAILURES] += 1
         elif type(reply) is Values and len(reply.values) < len(getattr(request, "keys", ())):
             self._ask_rest(request, reply, done, deadline_s)
             return
@@ -194,19 +216,19 @@ class Exchange:
         if now_s < self._earliest_s + GRACE_S:
             return
         pending = self._pending
-        for ticket in [t for t, (_, _, until_s) in pending.items() if now_s >= until_s + GRACE_S]:
-            request, done, _ = pending.pop(ticket)
+        for ticket in [t for t, asked in pending.items() if now_s >= asked[2] + GRACE_S]:
+            request, done, _, _ = pending.pop(ticket)
             self._part_left.pop(ticket, None)
-            self._counts["late"] += 1
+            self._counts[LATE] += 1
             finish(done, self._late(request), self._address)
-        self._earliest_s = min((until_s for _, _, until_s in pending.values()), default=NEVER_S)
+        self._earliest_s = min((asked[2] for asked in pending.values()), default=NEVER_S)
 
     def lose(self) -> None:
         """Tell all that the stream failed, and which of them may have been read."""
         pending, self._pending = self._pending, {}
         self._part_left.clear()
-        self._counts["lost"] += len(pending)
-        for ticket, (_, done, _) in pending.items():
+        self._counts[LOST] += len(pending)
+        for ticket, (_, done, _, _) in pending.items():
             error = lost(self._address, sent=ticket <= self._sender.handed)
             self._loop.call_soon(finish, done, error, self._address)
 

@@ -15,6 +15,7 @@ of together `bytes_max` bytes are held; the group that holds the most of them gi
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -36,8 +37,10 @@ class InvalidationQueue:
         items_max: int = INVALIDATIONS_MAX,
         bytes_max: int = INVALIDATION_BYTES_MAX,
         batch_keys_max: int = BATCH_KEYS_MAX,
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         """``clock`` returns a version that is above all that were added before."""
+        self._now_s: Final = now_s
         self._clock: Final = clock
         self._items_max: Final = items_max
         self._bytes_max: Final = bytes_max
@@ -52,6 +55,22 @@ class InvalidationQueue:
         self._items = 0
         self._bytes = 0
         self._flushes = 0
+        # Since when the oldest of them waits: by group of what waits, by id of what was cut.
+        self._since_s: dict[str, float] = {}
+        self._cut_since_s: dict[int, float] = {}
+
+    @property
+    def lag_s(self) -> float:
+        """The age of the oldest that the peer has not answered, 0 where there is none.
+
+        Keys of one group that wait together count as old as the first of them: the age is never
+        told too low.
+        """
+        oldest_s = min(self._since_s.values(), default=None)
+        cut_s = min(self._cut_since_s.values(), default=oldest_s)
+        if oldest_s is None or cut_s is None:
+            return 0.0 if cut_s is None else self._now_s() - cut_s
+        return self._now_s() - min(oldest_s, cut_s)
 
     @property
     def pending(self) -> int:
@@ -77,7 +96,10 @@ class InvalidationQueue:
         """Let the peer drop records of these keys that are older than these versions."""
         if group in self._to_flush:
             return
-        waiting = self._waiting.setdefault(group, {})
+        waiting = self._waiting.get(group)
+        if waiting is None:
+            waiting = self._waiting[group] = {}
+            self._since_s[group] = self._now_s()
         for key, version in items:
             known = waiting.get(key)
             if known is None:
@@ -87,7 +109,7 @@ class InvalidationQueue:
             elif version > known:
                 waiting[key] = version
         if not waiting:
-            del self._waiting[group]
+            del self._waiting[group], self._since_s[group]
         while self._items > self._items_max or self._bytes > self._bytes_max:
             self._give_way()
 
@@ -163,36 +185,41 @@ class InvalidationQueue:
         if self._to_flush:
             group = next(iter(self._to_flush))
             del self._to_flush[group]
-            return Flush(group=group, version=0)
+            return self._noted(Flush(group=group, version=0), self._since_s.pop(group))
         if not self._waiting:
             return None
         group, waiting = next(iter(self._waiting.items()))
         if len(waiting) <= self._batch_keys_max:
             del self._waiting[group]
-            return Invalidate(group=group, items=[*waiting.items()])
+            told = Invalidate(group=group, items=[*waiting.items()])
+            return self._noted(told, self._since_s.pop(group))
         items = [*islice(waiting.items(), self._batch_keys_max)]
         for key, _ in items:
             del waiting[key]
-        return Invalidate(group=group, items=items)
+        return self._noted(Invalidate(group=group, items=items), self._since_s[group])
 
-    def _flush(self, group: str) -> None:
+    def _noted(self, told: Told, since_s: float) -> Told:
+        self._cut_since_s[id(told)] = since_s  # until `_forget`, or `_put_back`
+        return told
+
+    def _flush(self, group: str, since_s: float | None = None) -> None:
         """Let the peer flush the group; its keys need not be told then."""
         if group not in self._to_flush:
             self._to_flush[group] = None
             self._flushes += 1
+        self._waits_since(group, self._now_s() if since_s is None else since_s)
         for key in self._waiting.pop(group, ()):
             self._items -= 1
             self._bytes -= len(key)
         for told in self._first:
             if told.group == group:
-                self._forget(told)
+                self._waits_since(group, self._forget(told))
         self._first = deque(told for told in self._first if told.group != group)
 
     def _flush_again(self, told: Flush) -> None:
         if told.whole:
             self._whole.add(told.group)
-        self._forget(told)
-        self._flush(told.group)
+        self._flush(told.group, self._forget(told))
 
     def _give_way(self) -> None:
         """Flush the group that holds the most keys, instead of telling them."""
@@ -206,20 +233,26 @@ class InvalidationQueue:
             if told.group == group and type(told) is Invalidate:
                 del self._under_way[ticket]
                 self._first_under_way.discard(ticket)
-                self._forget(told)
+                self._waits_since(group, self._forget(told))
         self._flush(group)
 
-    def _forget(self, told: Told) -> None:
+    def _waits_since(self, group: str, since_s: float) -> None:
+        self._since_s[group] = min(since_s, self._since_s.get(group, since_s))
+
+    def _forget(self, told: Told) -> float:
+        """Count it no more; return since when it waited."""
         if type(told) is Invalidate:
             self._items -= len(told.items)
             self._bytes -= sum([len(key) for key, _ in told.items])
         else:
             self._flushes -= 1
+        return self._cut_since_s.pop(id(told))
 
     def _put_back(self, told: Invalidate) -> None:
         if told.group in self._to_flush:
-            self._forget(told)
+            self._waits_since(told.group, self._forget(told))
             return
+        self._waits_since(told.group, self._cut_since_s.pop(id(told)))
         waiting = self._waiting.setdefault(told.group, {})
         for key, version in told.items:
             known = waiting.get(key)

@@ -31,7 +31,6 @@ import grpc
 from kamacache.cluster.breaker import Breaker
 from kamacache.cluster.channel import plain_channel
 from kamacache.cluster.exchange import (
-    COUNTERS,
     DoneCall,
     Exchange,
     Outcome,
@@ -57,6 +56,7 @@ from kamacache.limits import (
     PEER_TELL_S,
 )
 from kamacache.repeated import RepeatedLog
+from kamacache.rundir.meters import PEER, PeerRegion
 from kamacache.wire.frames import FrameError, frame
 from kamacache.wire.messages import (
     FROM_PEER,
@@ -64,7 +64,8 @@ from kamacache.wire.messages import (
     DecodeError,
     Done,
     Draining,
-    Flush,
+    Invalidate,
+    LinkNow,
     Ping,
     Request,
     Welcome,
@@ -75,6 +76,12 @@ __all__ = ["LinkEnd", "Outcome", "PeerLink", "PeerLostError"]
 
 TELLS_MAX: Final = 4  # invalidations under way; what comes meanwhile goes together in the next
 CLOSED: Final = "closed"
+REQUESTS: Final = PEER.at("requests")
+OVERLOADED: Final = PEER.at("overloaded")
+CONNECTS: Final = PEER.at("connects")
+INVALIDATIONS: Final = PEER.at("invalidations_sent")
+INVALIDATED: Final = PEER.at("invalidation_keys_sent")
+FLUSHES: Final = PEER.at("flushes_sent")
 
 log = RepeatedLog(logging.getLogger("kamacache.cluster"))
 
@@ -94,12 +101,14 @@ class PeerLink:
         invalidations: InvalidationQueue | None = None,
         life: str = "",
         dial: Callable[[str], grpc.aio.Channel] = plain_channel,
+        meters: PeerRegion | None = None,
     ) -> None:
         """Make it; `start` dials.
 
         ``clock`` returns a fresh version. ``on_change`` is called when `usable`, `up` or `settled`
         has changed. ``invalidations`` and ``life`` are those of an earlier link to the address
-        (`hand_over`). ``dial`` returns a new channel to an address.
+        (`hand_over`). ``dial`` returns a new channel to an address. ``meters`` are
+        this peer's in this worker; None: as in a test.
         """
         self.address: Final = address
         self.settled = False  # the first try has ended, either way
@@ -129,9 +138,9 @@ class PeerLink:
         self._settled = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._log: Final = LinkLog(address)
-        self._counts: Final = dict.fromkeys(
-            (*COUNTERS, "messages", "bytes", "connects", "invalidations_sent", "flushes_sent"), 0
-        )
+        self._meters: Final = meters or PeerRegion()
+        self._counts: Final = self._meters.words  # add to a word by its place
+        self._sent = {"messages": 0, "bytes": 0}  # by the streams before this one
 
     # -- for the worker --------------------------------------------------------------------
 
@@ -171,13 +180,29 @@ class PeerLink:
 
     def stats(self) -> dict[str, int]:
         """Return what the link has done."""
-        counts = dict(self._counts)
+        counts = self._meters.counts() | self._sent
         if self._sender is not None:
             counts["messages"] += self._sender.messages
             counts["bytes"] += self._sender.bytes_written
         counts["pending"] = len(self._exchange) if self._exchange is not None else 0
         counts["pending_invalidations"] = self._invalidations.pending
         return counts
+
+    def now(self) -> LinkNow:
+        """Return how the link stands."""
+        if not self.up:
+            state = "down" if self.settled else "connecting"
+        else:
+            returning = "returning" if self._returning is not None else "draining"
+            state = "usable" if self.usable else returning
+        return LinkNow(
+            self.address,
+            state,
+            self._breaker.failures if not self.up else 0,
+            len(self._exchange) if self._exchange is not None else 0,
+            self._invalidations.pending,
+            int(self._invalidations.lag_s * 1000),
+        )
 
     def send(self, request: Request, done: DoneCall, deadline_s: float) -> None:
         """Ask the peer; ``done`` is called once, later, in the loop (a `Gets`: once for each part).
@@ -188,7 +213,7 @@ class PeerLink:
         """
         request.flags |= FROM_PEER
         request.sent = self._clock()
-        self._counts["requests"] += 1
+        self._counts[REQUESTS] += 1
         exchange = self._exchange
         if exchange is not None and (self.usable or (self.up and request.flags & PEEK)):
             exchange.ask(request, done, deadline_s)
@@ -198,7 +223,7 @@ class PeerLink:
         elif len(self._held) < PEER_REQUESTS_MAX:
             self._held.append((request, done, deadline_s))
         else:
-            self._counts["overloaded"] += 1
+            self._counts[OVERLOADED] += 1
             self._loop.call_soon(finish, done, overloaded(self.address, request), self.address)
 
     def invalidate(self, group: str, items: Sequence[tuple[bytes, int]]) -> None:
@@ -235,7 +260,11 @@ class PeerLink:
             ticket, told = following
             told.flags |= FROM_PEER
             told.sent = self._clock()
-            self._counts["flushes_sent" if type(told) is Flush else "invalidations_sent"] += 1
+            if type(told) is Invalidate:
+                self._counts[INVALIDATIONS] += 1
+                self._counts[INVALIDATED] += len(told.items)
+            else:
+                self._counts[FLUSHES] += 1
             exchange.ask(told, partial(self._told, exchange, ticket), now_s + PEER_TELL_S)
 
     def _told(self, exchange: Exchange, ticket: int, outcome: Outcome) -> None:
@@ -331,11 +360,11 @@ class PeerLink:
             self._loop,
             clock=self._clock,
             ahead_ms=self._ahead_ms,
-            counts=self._counts,
+            meters=self._meters,
             on_draining=self._drain,
         )
         self._invalidations.restart()
-        self._counts["connects"] += 1
+        self._counts[CONNECTS] += 1
         self._silence = Silence(time.monotonic())
         self._tell_after_s = 0.0
         return sender
@@ -378,6 +407,7 @@ class PeerLink:
         read, take = call.read, exchange.take
         while (message := await read()) is not grpc.aio.EOF:
             self._silence.heard = True
+            exchange.heard_s = time.monotonic()
             for body in frames.bodies(message):
                 take(body)
                 del body  # a view would keep a buffer from growing
@@ -441,8 +471,8 @@ class PeerLink:
             self._returning.cancel()
             self._returning = None
         if sender is not None and exchange is not None:
-            self._counts["messages"] += sender.messages
-            self._counts["bytes"] += sender.bytes_written
+            self._sent["messages"] += sender.messages
+            self._sent["bytes"] += sender.bytes_written
             exchange.lose()
             self._invalidations.take_back()
 

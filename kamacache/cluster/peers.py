@@ -99,6 +99,11 @@ class Peers:
         """The links to the other nodes."""
         return [link for link in self._links.values() if link is not None]
 
+    @property
+    def addresses(self) -> set[str]:
+        """The nodes that are linked to, and those that left and may still be told something."""
+        return {*self._links, *self._departed}
+
     def update(self, membership: Membership) -> None:
         """Take a new membership: link to those who came, leave those who went."""
         first = self.number < 0

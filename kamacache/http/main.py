@@ -105,8 +105,11 @@ def _make_server(
 ) -> HttpServer:
     from kamacache.http.api import Gate
     from kamacache.http.readiness import Readiness
+    from kamacache.http.routes import pages_of
     from kamacache.http.server import HttpServer
     from kamacache.local.attach import role_engines
+    from kamacache.local.observing import Observer
+    from kamacache.rundir.meters import Meters
 
     engines = role_engines(context.run_dir, context.description)
     gate = Gate(engines, Readiness(context.description), settings)

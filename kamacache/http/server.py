@@ -156,7 +156,9 @@ class HttpServer:
 
     def _sweep(self) -> None:
         now_s = time.monotonic()
-        for connection in list(self._server.server_state.connections):
+        connections = list(self._server.server_state.connections)
+        self._gate.meter.connections(len(connections))
+        for connection in connections:
             if isinstance(connection, Connection):
                 connection.sweep(now_s)
         self._sweeping = asyncio.get_running_loop().call_later(SWEEP_EVERY_S, self._sweep)

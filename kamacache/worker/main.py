@@ -49,6 +49,7 @@ from kamacache.rundir.context import (
     RoleContext,
 )
 from kamacache.rundir.layout import share_files
+from kamacache.rundir.meters import Meters
 from kamacache.store import open_writer
 from kamacache.worker.flushing import Flushing
 from kamacache.worker.handlers import Handlers, HostedGroup
@@ -96,10 +97,14 @@ class Worker:
         self._loop: Final = loop
         self._groups: dict[str, HostedGroup] = {}
         self._member: ClusterMember | None = None  # None: a node without peers
-        self._threads: Final = GetterThreads(loop, self._recycle)
+        about = context.description
+        self._meters: Final = Meters(about.shm_dir, writable=True).worker(context.index)
+        self._threads: Final = GetterThreads(loop, self._recycle, self._meters.own)
         self._handlers: Final = Handlers(self._groups, loop, self._stats)
         Flushing(self._groups, loop).join(self._handlers)  # a member of a cluster has its own
-        self._server: Final = Server(self._handlers, loop, connections_max=CONNECTIONS_MAX)
+        self._server: Final = Server(
+            self._handlers, loop, connections_max=CONNECTIONS_MAX, meters=self._meters.own
+        )
         self._stopping = asyncio.Event()  # to drain, or to end
         self._ending = asyncio.Event()
         self._exit_code = EXIT_OK
@@ -142,9 +147,9 @@ class Worker:
                 from kamacache.worker.member import ClusterMember
 
                 self._member = ClusterMember(
-                    about, context.index, self._groups, self._loop, context.live
+                    about, context.index, self._groups, self._loop, context.live, self._meters
                 )
-            for spec in about.groups:
+            for index, spec in enumerate(about.groups):
                 shard = open_writer(
                     about.shm_dir,
                     spec,
@@ -159,6 +164,7 @@ class Worker:
                     self._loadables.get(spec.name),
                     self._threads,
                     None if self._member is None else self._member.peers,
+                    self._meters.groups[index],
                 )
             if self._member is not None:  # before anyone can ask
                 self._member.join(self._handlers)

@@ -32,6 +32,8 @@ from kamacache.repeated import RepeatedLog
 from kamacache.rundir.description import NodeDescription
 from kamacache.rundir.live import LiveSettings
 from kamacache.security.certificates import Certificates
+from kamacache.rundir.meters import WorkerMeters
+from kamacache.wire.messages import LinkNow
 from kamacache.worker.handlers import Handlers, HostedGroup
 from kamacache.worker.writes import Writes
 
@@ -62,10 +64,12 @@ class ClusterMember:
         groups: dict[str, HostedGroup],
         loop: asyncio.AbstractEventLoop,
         live: LiveSettings,
+        meters: WorkerMeters,
     ) -> None:
         """Make it; raises `ConfigError` where the certificates of ``live`` cannot be used."""
         self._certificates: Final = Certificates(live.security)
         self._dial: Final = Dialler(self._certificates)
+        self._meters: Final = meters
         self._reader: Final = MembershipReader(about)
         self._groups: Final = groups
         self._loop: Final = loop
@@ -75,11 +79,12 @@ class ClusterMember:
         self.peers: Final = Peers(
             self._make_link, time.monotonic, close=self._close, owed=self._owed
         )
-        self.writes: Final = Writes(groups, self.peers, loop)
+        self.writes: Final = Writes(groups, self.peers, loop, meters.own)
 
     def join(self, handlers: Handlers) -> None:
         """Let the worker's writes be the cluster's, and its links be dialled."""
         self.writes.join(handlers)
+        handlers.links_now = self.links_now
         self.peers.update(self._reader.read())
         self.peers.recall()
 
@@ -112,6 +117,10 @@ class ClusterMember:
         """Return the numbers of the peers and of the writes."""
         return self.peers.stats() | self.writes.stats()
 
+    def links_now(self) -> list[LinkNow]:
+        """Return how the link to each peer stands."""
+        return [link.now() for link in self.peers.links if isinstance(link, PeerLink)]
+
     def _clock(self) -> int:
         """Return the wall clock as a version, or the latest that any shard here has seen."""
         latest = time.time_ns() >> STAMP_SHIFT
@@ -132,6 +141,7 @@ class ClusterMember:
             invalidations=queue,
             life=life,
             dial=self._dial,
+            meters=self._meters.peer(address, self.peers.addresses),
         )
 
     def _close(self, link: Link) -> None:

@@ -29,6 +29,9 @@ from typing import Any, Final
 
 from kamacache import calls
 from kamacache.limits import HUNG_THREADS_MAX, LOADS_QUEUED_MAX, RELIEF_THREADS_MAX
+from kamacache.rundir.meters import WORKER, Region
+
+REPLACED: Final = WORKER.at("getters_replaced")
 
 
 def take(token: list[None]) -> bool:
@@ -110,19 +113,30 @@ class GetterThread(threading.Thread):
 class GetterThreads:
     """What the pools of one worker share: the loop, and the count of hung threads."""
 
-    __slots__ = ("_on_too_many", "hung", "loop", "pools", "replaced")
+    __slots__ = ("_counts", "_on_too_many", "hung", "loop", "pools")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_too_many: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_too_many: Callable[[], None],
+        meters: Region | None = None,
+    ) -> None:
+        """``meters`` are the worker's; None: as in a test."""
         self.loop = loop
         self.hung = 0
-        self.replaced = 0
+        self._counts = (meters or Region(WORKER)).words
         self.pools: list[DepthPool] = []
         self._on_too_many = on_too_many
+
+    @property
+    def replaced(self) -> int:
+        """How many were given up, by the workers before this one, too."""
+        return self._counts[REPLACED]
 
     def gave_up(self) -> None:
         """Count a thread, or a task that ignores its cancellation, as hung."""
         self.hung += 1
-        self.replaced += 1
+        self._counts[REPLACED] += 1
         if self.hung > HUNG_THREADS_MAX:
             self._on_too_many()
 

@@ -30,12 +30,14 @@ from kamacache.limits import (
     WRITE_BUFFER_BYTES_MAX,
 )
 from kamacache.repeated import RepeatedLog
+from kamacache.rundir.meters import WORKER, Region
 from kamacache.wire.frames import HEADER_BYTES, FrameError, FrameReader
 from kamacache.wire.messages import DecodeError, Failure, Reply, decode_request, encode, salvage_id
 from kamacache.worker.handlers import Handlers
 from kamacache.worker.replies import failure
 from kamacache.worker.waiters import Leaver
 
+REFUSED: Final = WORKER.at("connections_refused")
 FLUSH_BYTES: Final = 1 << 20  # replies are written when they come to this
 from_bytes: Final = int.from_bytes
 
@@ -45,7 +47,7 @@ log = RepeatedLog(logging.getLogger("kamacache.worker.protocol"))
 class Server:
     """What the connections of one worker share."""
 
-    __slots__ = ("connections", "connections_max", "handlers", "loop", "partial_bytes", "refused")
+    __slots__ = ("_counts", "connections", "connections_max", "handlers", "loop", "partial_bytes")
 
     def __init__(
         self,
@@ -53,13 +55,24 @@ class Server:
         loop: asyncio.AbstractEventLoop,
         *,
         connections_max: int = CONNECTIONS_MAX,
+        meters: Region | None = None,
     ) -> None:
+        """``meters`` are the worker's; None: as in a test."""
         self.handlers: Final = handlers
         self.loop: Final = loop
         self.connections: set[Connection] = set()
         self.connections_max: Final = connections_max
         self.partial_bytes = 0
-        self.refused = 0
+        self._counts: Final = (meters or Region(WORKER)).words
+
+    @property
+    def refused(self) -> int:
+        """Connections that were one too many, for the workers before this one, too."""
+        return self._counts[REFUSED]
+
+    def refuse(self) -> None:
+        """Count a connection too many."""
+        self._counts[REFUSED] += 1
 
     def connection(self) -> Connection:
         """Return the protocol of a new connection."""
@@ -119,7 +132,7 @@ class Connection(asyncio.Protocol):
         server = self._server
         stream = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
         if len(server.connections) >= server.connections_max:
-            server.refused += 1
+            server.refuse()
             log.warning("a connection too many is refused", limit=server.connections_max)
             stream.abort()
             return
