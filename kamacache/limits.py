@@ -133,6 +133,8 @@ CALL_SECONDS_BUCKETS: Final = (
     *(0.1, 0.25, 0.5, 1.0, 2.5, 10.0),
 )
 PEER_METERS_MAX: Final = 64  # nodes that one worker counts apart; what is counted of more is summed
+SHARD_SERIES_MAX: Final = 2_048  # shards of all groups: above, their metrics are sums by group
+METRICS_GZIP_BYTES: Final = 1_024  # an answer of fewer is not worth compressing
 SNAPSHOT_EVERY_S: Final = 1.0  # askers within this time get the same one
 WORKER_ASKED_S: Final = 0.8  # for a worker to tell its numbers of now
 

@@ -61,6 +61,7 @@ async def _serve(context: RoleContext, settings: FrontSettings) -> None:
     from kamacache.front.server import FrontServer
     from kamacache.local.attach import role_engines
     from kamacache.local.mapping import NodeMapping
+    from kamacache.rundir.meters import Meters
     from kamacache.security.access import Access
     from kamacache.security.certificates import Certificates
 
@@ -76,7 +77,10 @@ async def _serve(context: RoleContext, settings: FrontSettings) -> None:
     credentials = server_credentials(certificates)
     access = Access()
     access.apply(context.live)
-    server = FrontServer(engines, settings, membership.current, peers, credentials, access)
+    meters = Meters(about.shm_dir, writable=True).front(context.index)
+    server = FrontServer(
+        engines, settings, membership.current, peers, credentials, access, meters=meters
+    )
     await server.start()
     follow_reloads(context, loop, certificates.reload, access.apply)
     context.report_ready()

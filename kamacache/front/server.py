@@ -16,10 +16,12 @@ from kamacache.cluster.membership import Membership
 from kamacache.errors import NodeUnavailableError
 from kamacache.front.engine import Engine
 from kamacache.front.health import HealthServicer
+from kamacache.front.metering import FrontMeter
 from kamacache.front.peers import PeersServicer
 from kamacache.front.servicer import ALONE, SERVICE, CacheServicer
 from kamacache.front.settings import FrontSettings
 from kamacache.limits import PEER_STREAMS_MAX
+from kamacache.rundir.meters import Region
 from kamacache.security.access import Access
 
 HEALTH_NAME: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -36,10 +38,13 @@ class FrontServer:
         peers: PeersServicer | None = None,
         credentials: grpc.ServerCredentials | None = None,
         access: Access | None = None,
+        *,
+        meters: Region | None = None,
     ) -> None:
         """``peers`` answers other nodes; None: this node is of no cluster.
 
         ``credentials`` of TLS; None: plaintext. ``access``: who may; None: everybody.
+        ``meters`` count the calls, and outlive the process; None: as in a test.
         """
         self._settings = settings
         self._credentials = credentials
@@ -52,7 +57,8 @@ class FrontServer:
             maximum_concurrent_rpcs=settings.calls_max + (PEER_STREAMS_MAX if peers else 0),
         )
         self._cache = CacheServicer(engines, settings, membership, access)
-        handlers = self._cache.handlers()
+        meter = FrontMeter(meters)
+        handlers = meter.counted(self._cache.handlers())
         # Both, as the generated code does: callers of a method that was registered are passed on
         # without a search, and others may still spell its name.
         self._server.add_generic_rpc_handlers(

@@ -111,6 +111,12 @@ def _make_server(
     from kamacache.local.observing import Observer
     from kamacache.rundir.meters import Meters
 
-    engines = role_engines(context.run_dir, context.description)
-    gate = Gate(engines, Readiness(context.description), settings)
+    about = context.description
+    gate = Gate(
+        role_engines(context.run_dir, about),
+        Readiness(about),
+        settings,
+        pages=pages_of(Observer(context.run_dir, about)),
+        meters=Meters(about.shm_dir, writable=True).http,
+    )
     return HttpServer(gate, settings, door)

@@ -81,6 +81,7 @@ class Observer:
         self._membership = MembershipReader(about) if about.clustered else None
         self._members: MembershipInfo | None = None
         self._processes: dict[int, psutil.Process] = {}
+        self._began = (0, 0.0)  # CLOCK_BOOTTIME in ms, and Unix time
         self._round: asyncio.Task[NodeSnapshot] | None = None
         self._known: tuple[float, NodeSnapshot] | None = None
 
@@ -165,6 +166,7 @@ class Observer:
             serve_until_left_ms=max(0, until_ms - now_ms),
             ready=False,
             began_ms=roster.began_ms,
+            began_unix_s=self._began_unix_s(roster.began_ms, now_ms),
             uptime_s=max(0.0, (now_ms - roster.began_ms) / 1000),
             workers=about.workers,
             fronts=self._meters.sizes.fronts,
@@ -178,6 +180,11 @@ class Observer:
             reloads=roster.reloads,
             reloads_refused=roster.reloads_refused,
         )
+
+    def _began_unix_s(self, began_ms: int, now_ms: int) -> float:
+        if began_ms != self._began[0]:  # once: the two clocks are read one after the other
+            self._began = began_ms, round(time.time() - (now_ms - began_ms) / 1000, 3)
+        return self._began[1]
 
     def _roles(self, roster: Roster) -> list[RoleInfo]:
         supervisor = RosterRole(
@@ -215,7 +222,8 @@ class Observer:
                 told.open_files = process.num_fds()
         except (psutil.Error, OSError):  # it died a moment ago, or is another user's
             return told
-        told.cpu_s = place.cpu_before_s + times.user + times.system
+        # With those of children that it waited for, as the supervisor counts it when it has died.
+        told.cpu_s = place.cpu_before_s + sum(times[:4])
         told.rss_bytes = memory.rss
         told.own_bytes = max(0, memory.rss - memory.shared)
         return told

@@ -79,6 +79,7 @@ class NodeInfo(msgspec.Struct, kw_only=True):
     serve_until_left_ms: int  # 0: it has passed
     ready: bool  # serving, in state "ready", and every worker answered
     began_ms: int  # CLOCK_BOOTTIME
+    began_unix_s: float  # the same by the wall clock, as it was when it was looked at first
     uptime_s: float
     workers: int
     fronts: int

@@ -51,6 +51,7 @@ class Child:
     words_fd: int = -1  # where we and the process tell each other words; -1: it is gone
     boot_deadline_s: float = 0.0
     started_ms: int = 0  # CLOCK_BOOTTIME of the last fork
+    cpu_before_s: float = 0.0  # used by the processes that had this place before
     start_at_s: float = 0.0  # when to fork it, where it does not run
     boot_failures: int = 0
     restarts: int = 0

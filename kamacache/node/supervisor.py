@@ -329,7 +329,7 @@ class Supervisor:
     def _reap(self) -> None:
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, used = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
@@ -340,6 +340,7 @@ class Supervisor:
                     if child.words_fd >= 0:  # what it said last is still to be read
                         child.hear()
                         self._close_words(child)
+                    child.cpu_before_s += used.ru_utime + used.ru_stime
                     self._note_death(child, os.waitstatus_to_exitcode(status))
 
     def _note_death(self, child: Child, exit_code: int) -> None:

@@ -72,6 +72,7 @@ class Teller:
                 ready=child.ready,
                 restarts=child.restarts,
                 started_ms=child.started_ms,
+                cpu_before_s=child.cpu_before_s,
             )
             for child in children
         ]

@@ -93,8 +93,11 @@ class ShardSpace:
         self._versions = HybridClock(self._words[H_STAMP] >> STAMP_SHIFT)
         self._compact_below = int(arena.geometry.log_bytes * _COMPACT_BELOW)
         self.items = len(self._marks) - self._marks.count(0)
-        self._puts = 0
-        self._counts = dict.fromkeys(COUNTERS, 0)
+        # Those that count go on from where the last writer published them: they never go down.
+        words = self._words
+        self._counts = {name: words[H_COUNTERS + at] for at, name in enumerate(COUNTERS)}
+        self._puts = self._counts["puts"]
+        self._ghost_hits_before = self._counts["ghost_hits"]
 
     # -- slots -----------------------------------------------------------------------------
 
@@ -281,12 +284,14 @@ class ShardSpace:
         self._words[H_HEARTBEAT] = now_ms
 
     def stats(self) -> dict[str, int]:
-        """Return the counters of `layout.COUNTERS`, in that order, since this writer began."""
+        """Return the counters of `layout.COUNTERS`, in that order, since the shard was made.
+
+        What a writer counted in its last second before a SIGKILL is not in them."""
         counts = self._counts
         counts["items"] = self.items
         counts["puts"] = self._puts
         counts["live_bytes"] = self._log.live_bytes
         counts["mirror_bytes"] = self._log.mirror_bytes()
         if isinstance(self._policy, S3FifoPolicy):
-            counts["ghost_hits"] = self._policy.ghost_hits
+            counts["ghost_hits"] = self._ghost_hits_before + self._policy.ghost_hits
         return dict(counts)

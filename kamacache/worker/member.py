@@ -31,8 +31,8 @@ from kamacache.limits import (
 from kamacache.repeated import RepeatedLog
 from kamacache.rundir.description import NodeDescription
 from kamacache.rundir.live import LiveSettings
-from kamacache.security.certificates import Certificates
 from kamacache.rundir.meters import WorkerMeters
+from kamacache.security.certificates import Certificates
 from kamacache.wire.messages import LinkNow
 from kamacache.worker.handlers import Handlers, HostedGroup
 from kamacache.worker.writes import Writes

@@ -1,0 +1,243 @@
+"""/metrics of a real node: exact counts that no death takes back, and a worker that hangs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import kamacache
+from kamacache.limits import SNAPSHOT_EVERY_S, WORKER_ASKED_S
+from tests.attached_estate import Estate
+from tests.attached_process import AttachedProcess
+from tests.node_process import NodeProcess
+from tests.scraping import OPEN_METRICS, OPENER, Scrape, scrape
+
+pytestmark = pytest.mark.integration
+
+WaitUntil = Callable[..., None]
+ANSWER_S = WORKER_ASKED_S + 0.7  # with what a busy machine adds
+
+
+@pytest.fixture(scope="module")
+def place(environment: None) -> Iterator[Estate]:
+    folder = Path(tempfile.mkdtemp(prefix="kc-", dir="/tmp"))
+    yield Estate(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def node(place: Estate) -> Iterator[NodeProcess]:
+    ports = ("--listen", "127.0.0.1:0", "--api", "127.0.0.1:0")
+    with place.node(*ports, "--warm-restart-max-downtime", "0") as found:
+        found.await_ready()
+        yield found
+        assert found.stop() == 0
+
+
+@pytest.fixture
+def metrics(node: NodeProcess) -> Callable[[], Scrape]:
+    def ask() -> Scrape:
+        time.sleep(SNAPSHOT_EVERY_S)  # else it may be the one that was made before
+        return scrape(api_of(node))
+
+    return ask
+
+
+def api_of(node: NodeProcess) -> str:
+    api = node.description().api
+    assert api is not None
+    return api
+
+
+def kill(node: NodeProcess, title: str, wait_until: WaitUntil) -> None:
+    """Kill a process of a node; return when another has its place and is ready."""
+    found = node.role(title)
+    assert found is not None
+    found.kill()
+    role, _, index = title.partition(" ")
+
+    def back() -> bool:
+        fresh = node.role(title)
+        if fresh is None or fresh.pid == found.pid:
+            return False
+        try:
+            told = scrape(api_of(node))
+        except OSError:
+            return False
+        return told.of("kamacache_process_ready", role=role, index=index) == 1
+
+    wait_until(back, 20)
+
+
+def test_loads_are_counted_exactly_also_when_their_worker_is_killed(
+    node: NodeProcess, metrics: Callable[[], Scrape], wait_until: WaitUntil
+) -> None:
+    before = metrics()
+    with AttachedProcess(node.run_dir) as app:
+        for number in range(40):
+            assert app.call("scores", "get", f"exact-{number}") == f"v-exact-{number}"
+        assert app.call("scores", "get", "bad-exact")["error"] == "LoadError"
+        kill(node, "worker 0", wait_until)
+        for number in range(40):  # memory has them still
+            assert app.call("scores", "get", f"exact-{number}") == f"v-exact-{number}"
+        for number in range(40, 60):
+            assert app.call("scores", "get", f"exact-{number}") == f"v-exact-{number}"
+        assert app.end() == 0
+    after = metrics()
+
+    def grew(name: str, **labels: str) -> float:
+        return after.of(name, group="scores", **labels) - before.of(name, group="scores", **labels)
+
+    assert grew("kamacache_loads_total") == 61
+    assert grew("kamacache_load_errors_total") == 1
+    assert grew("kamacache_load_duration_seconds_count") == 61
+    assert grew("kamacache_load_duration_seconds_bucket", le="+Inf") == 61
+    assert grew("kamacache_gets_total") == 101
+    assert grew("kamacache_hits_total") == 40
+    assert grew("kamacache_misses_total") == 61
+    restarts = "kamacache_process_restarts_total"
+    assert after.of(restarts, role="worker", index="0") == 1
+    assert after.of(restarts, role="worker", index="1") == 0
+
+
+def test_no_counter_goes_down_whichever_process_dies(
+    node: NodeProcess, metrics: Callable[[], Scrape], wait_until: WaitUntil
+) -> None:
+    listen = node.description().listen
+    assert listen is not None
+    with kamacache.Client([listen]) as client:
+        client.group("plain").set("down", b"1")
+        client.group("plain").get("down")
+    seen = metrics()
+    assert seen.of("kamacache_grpc_requests_total", method="Get", code="OK") >= 1
+    assert seen.of("kamacache_http_requests_total", handler="metrics", code="200") >= 1
+    for title in ("worker 1", "front 0", "http 0"):
+        kill(node, title, wait_until)
+        now = metrics()
+        for key, value in seen.counters.items():
+            assert now.samples.get(key, 0.0) >= value, f"{key} after the death of {title}"
+        seen = now
+    assert seen.of("kamacache_process_restarts_total", role="front") == 1
+
+
+def test_hits_of_a_forked_application_are_those_of_all_its_processes(
+    node: NodeProcess, metrics: Callable[[], Scrape]
+) -> None:
+    before = metrics()
+    script = """
+import os, kamacache
+group = kamacache.Group("plain", cache_bytes="8MiB")
+group.set("forked", b"1")
+assert group.get("forked") == b"1"
+children = []
+for _ in range(3):
+    pid = os.fork()
+    if not pid:
+        for _ in range(100):
+            assert group.get("forked") == b"1"
+        raise SystemExit(0)
+    children.append(pid)
+for pid in children:
+    assert os.waitpid(pid, 0)[1] == 0
+"""
+    subprocess.run(
+        [sys.executable, "-c", script],
+        check=True,
+        timeout=30,
+        env={**os.environ, "KAMACACHE_RUN_DIR": str(node.run_dir)},
+    )
+    after = metrics()
+    hits = "kamacache_hits_total"
+    assert after.of(hits, group="plain") - before.of(hits, group="plain") == 301
+    assert (
+        after.of("kamacache_sets_total", group="plain")
+        - before.of("kamacache_sets_total", group="plain")
+        == 1
+    )
+
+
+def test_a_hung_worker_costs_its_own_numbers_of_now_and_no_more(
+    node: NodeProcess, metrics: Callable[[], Scrape], wait_until: WaitUntil
+) -> None:
+    whole = metrics()
+    hung = node.role("worker 1")
+    assert hung is not None
+    hung.send_signal(signal.SIGSTOP)
+    try:
+        wait_until(lambda: hung.status() == psutil.STATUS_STOPPED)
+        time.sleep(SNAPSHOT_EVERY_S)
+        began_s = time.monotonic()
+        told = scrape(api_of(node))
+        took_s = time.monotonic() - began_s
+    finally:
+        hung.send_signal(signal.SIGCONT)
+    assert took_s < ANSWER_S
+    assert told.of("kamacache_worker_answered", worker="0") == 1
+    assert told.of("kamacache_worker_answered", worker="1") == 0
+    assert told["kamacache_node_ready"] == 0
+    missing = {key for key in whole.samples if key not in told.samples}
+    assert {name for name, _ in missing} == {
+        "kamacache_worker_connections",
+        "kamacache_worker_loads_running",
+        "kamacache_worker_getters_hung",
+    }
+    assert all(("worker", "1") in labels for _, labels in missing)
+    wait_until(lambda: scrape(api_of(node)).of("kamacache_worker_answered") == 2)
+
+
+def test_both_formats_tell_the_same(node: NodeProcess) -> None:
+    text, opened = scrape(api_of(node)), scrape(api_of(node), OPEN_METRICS)
+    assert text.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert opened.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert opened.text.endswith("# EOF\n")
+    assert text.samples.keys() == opened.samples.keys()
+    assert "content-encoding" not in text.headers
+
+
+def test_an_answer_is_compressed_for_who_takes_it(node: NodeProcess) -> None:
+    import gzip
+
+    url = f"http://{api_of(node)}/metrics"
+    request = urllib.request.Request(url, headers={"accept-encoding": "gzip"})
+    with OPENER.open(request, timeout=10) as reply:
+        assert reply.headers["content-encoding"] == "gzip"
+        assert b"kamacache_loads_total" in gzip.decompress(reply.read())
+
+
+def test_promtool_finds_nothing_to_say(node: NodeProcess) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed; .ci/run unpacks it from Debian's prometheus")
+    done = subprocess.run(
+        [promtool, "check", "metrics"],
+        input=scrape(api_of(node)).text,
+        text=True,
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_processes_are_told_with_their_memory_and_time(
+    node: NodeProcess, metrics: Callable[[], Scrape]
+) -> None:
+    told = metrics()
+    for role, index in (("supervisor", "0"), ("worker", "0"), ("worker", "1"), ("front", "0")):
+        assert told.of("kamacache_process_resident_memory_bytes", role=role, index=index) > 5e6
+        assert told.of("kamacache_process_cpu_seconds_total", role=role, index=index) > 0
+        assert told.of("kamacache_process_ready", role=role, index=index) == 1
+    assert told.of("kamacache_build_info", version=kamacache.__version__) == 1
+    assert abs(told["kamacache_node_start_time_seconds"] - time.time()) < 600
+    assert 0 < told["kamacache_node_serve_until_left_seconds"] <= 2
