@@ -41,6 +41,7 @@ from kamacache.rundir.meters import GROUP, Region
 from kamacache.worker.flights import Flight, Outcome, Waiter
 from kamacache.worker.pools import DepthPool, GetterThreads, Job
 from kamacache.worker.shard import Shard
+from kamacache.worker.slow import SlowLoads
 
 Outcomes = dict[bytes, Loaded] | KamaCacheError
 
@@ -156,6 +157,7 @@ class Loader:
         self.counts: Final = self.meters.words  # add to a word by its place
         self.owns: Callable[[bytes], bool] = _always  # else what is loaded is kept as a mirror
         self.mirror_ttl_ms = 0
+        self.slow = SlowLoads()  # the worker's, where it is a node's
         self.floor = 0  # no older version is kept, as of the last flush
         self.running = 0  # jobs that did not finish, detached ones included
         self.stray: list[asyncio.Task[None]] = []  # cancelled, not ended yet
@@ -305,6 +307,9 @@ class Loader:
         self.counts[QUEUE_US] += int((started_s - job.asked_s) * 1e6)
         if job.started_s is not None:  # else it was given up in the queue
             self.meters.observe(now_s - started_s)
+        if (seconds := now_s - job.asked_s) >= self.slow.bound_s:
+            depth = max(flight.depth for flight in job.flights)
+            self.slow.tell(self.spec.name, job.keys, depth, seconds, started_s - job.asked_s)
 
     def _settle_one(self, flight: Flight, outcome: Outcome) -> None:
         key = flight.key

@@ -55,6 +55,7 @@ from kamacache.worker.flushing import Flushing
 from kamacache.worker.handlers import Handlers, HostedGroup
 from kamacache.worker.pools import GetterThreads
 from kamacache.worker.protocol import Server
+from kamacache.worker.slow import SlowLoads
 
 if TYPE_CHECKING:
     from kamacache.worker.member import ClusterMember
@@ -97,6 +98,8 @@ class Worker:
         self._loop: Final = loop
         self._groups: dict[str, HostedGroup] = {}
         self._member: ClusterMember | None = None  # None: a node without peers
+        self._slow: Final = SlowLoads()
+        self._slow.apply(context.live)
         about = context.description
         self._meters: Final = Meters(about.shm_dir, writable=True).worker(context.index)
         self._threads: Final = GetterThreads(loop, self._recycle, self._meters.own)
@@ -166,6 +169,7 @@ class Worker:
                     None if self._member is None else self._member.peers,
                     self._meters.groups[index],
                 )
+                self._groups[spec.name].loader.slow = self._slow
             if self._member is not None:  # before anyone can ask
                 self._member.join(self._handlers)
             if context.socket_gid is not None:
@@ -254,7 +258,8 @@ class Worker:
                 self._handlers.draining = True
                 self._stopping.set()
             elif word == WORD_RELOAD:
-                take_reload(self._context, *([self._member.reload] if self._member else []))
+                member = [self._member.reload] if self._member else []
+                take_reload(self._context, self._slow.apply, *member)
             elif word == WORD_END:
                 self._loop.remove_reader(self._context.words_fd)
                 self._give_up_loads()
