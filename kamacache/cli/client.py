@@ -1,4 +1,4 @@
-"""``kamacache``: get, set, delete and stats from a shell, at a run directory or over gRPC.
+"""``kamacache``: get, set and delete from a shell, and the commands of `kamacache.cli.admin`.
 
 *Process*: a short-lived one of its own. At a run directory it is an attached process like any
 other; with ``--address`` it is a gRPC client, and only then imports grpc.
@@ -12,11 +12,13 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
 import kamacache
+from kamacache.cli.admin import COMMANDS
 from kamacache.cli.target import LocalTarget, Target
 from kamacache.config import seconds_to_ms
 from kamacache.errors import (
@@ -36,11 +38,14 @@ from kamacache.store.entries import Entry
 if TYPE_CHECKING:
     import grpc
 
+    from kamacache.v1 import kamacache_pb2
+
 EXIT_NOT_FOUND: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_UNAVAILABLE: Final = 69  # EX_UNAVAILABLE of sysexits.h
 EXIT_FAILED: Final = 70  # EX_SOFTWARE: the getter raised, or a defect
 EXIT_TIMEOUT: Final = 75  # EX_TEMPFAIL
+EXIT_NOT_PERMITTED: Final = 77  # EX_NOPERM
 
 EPILOG: Final = """\
 Where: --run-dir, or --address, or else $KAMACACHE_RUN_DIR, $KAMACACHE_ADDRESS, or the default run
@@ -52,10 +57,14 @@ Examples:
   kamacache get Tom
   head -c 1000 /dev/urandom | kamacache set --key-hex 00ff -
   kamacache stats --json --address 127.0.0.1:8001
+  kamacache stats scores --watch
+  kamacache ring Tom
+  kamacache doctor
 
 \b
-Exit codes: 0 done, 1 the key was not found, 2 wrong usage (also an unknown group, a key or value
-that is too large), 69 no node answers, 70 the getter failed, 75 not answered in time.
+Exit codes: 0 done, 1 the key was not found (doctor: a check failed), 2 wrong usage (also an
+unknown group, a key or value that is too large), 69 no node answers, 70 the getter failed, 75 not
+answered in time (drain: it still drains), 77 not permitted.
 """
 
 
@@ -108,6 +117,13 @@ class RemoteTarget:
         reply = self._call(self._stub.Stats, self._pb.StatsRequest(group=group))
         return dict(reply.groups[0].values)
 
+    def members(self) -> kamacache_pb2.MembersResponse:
+        """Return the cluster as the node knows it, its version and its clock."""
+        reply: kamacache_pb2.MembersResponse = self._call(
+            self._stub.Members, self._pb.MembersRequest()
+        )
+        return reply
+
     def _call(self, method: Callable[..., Any], request: Any) -> Any:
         from kamacache.cluster.status import from_rpc
 
@@ -136,6 +152,17 @@ def fail(message: str, code: int) -> NoReturn:
 class Commands(click.Group):
     """Turns every `KamaCacheError` of a command into its sentence and exit code."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, those of `kamacache.cli.admin` too."""
+        return sorted({*super().list_commands(ctx), *COMMANDS})
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Return a command, imported now: a get needs none of the others."""
+        if name not in COMMANDS:
+            return super().get_command(ctx, name)
+        found: click.Command = import_module(COMMANDS[name]).command
+        return found
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
@@ -148,17 +175,25 @@ class Commands(click.Group):
 
 def target_of(run_dir: str | None, address: str | None, timeout_s: float) -> Target:
     """Return the node to ask; options beat the environment."""
+    run_dir, address = place_of(run_dir, address)
+    if address is not None:
+        return RemoteTarget(address, timeout_s)
+    return LocalTarget(str(run_dir), timeout_s)
+
+
+def place_of(run_dir: str | None, address: str | None) -> tuple[str | None, str | None]:
+    """Return the run directory or the address to ask, one of them; options beat the environment."""
     if run_dir is not None and address is not None:
         raise click.UsageError("give --run-dir or --address, not both")
     if run_dir is None and address is None:
         run_dir = os.environ.get("KAMACACHE_RUN_DIR") or None
         address = None if run_dir else os.environ.get("KAMACACHE_ADDRESS") or None
-    if address is not None:
-        host, colon, port = address.rpartition(":")
-        if not (host and colon and port.isascii() and port.isdigit()):
-            raise click.UsageError(f"address {address!r}: write HOST:PORT, such as 10.0.0.1:8001")
-        return RemoteTarget(address, timeout_s)
-    return LocalTarget(run_dir or str(default_run_dir()), timeout_s)
+    if address is None:
+        return run_dir or str(default_run_dir()), None
+    host, colon, port = address.rpartition(":")
+    if not (host and colon and port.isascii() and port.isdigit()):
+        raise click.UsageError(f"address {address!r}: write HOST:PORT, such as 10.0.0.1:8001")
+    return None, address
 
 
 def group_of(target: Target, group: str | None) -> str:
@@ -239,7 +274,7 @@ def key_options(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.version_option(kamacache.__version__, prog_name="kamacache")
 def command() -> None:
-    """Read and write a KamaCache node from the shell.
+    """Read, write, watch and tend a KamaCache node from the shell.
 
     A KEY or VALUE that begins with "-" comes after "--".
     """
@@ -342,25 +377,6 @@ def delete_command(
         say({"group": name, **as_text("key", key_bytes), "found": found})
     if not found:
         fail(f"group {name!r}: key {key!r} was not there", EXIT_NOT_FOUND)
-
-
-@command.command("stats")
-@where_options
-def stats_command(
-    group: str | None, run_dir: str | None, address: str | None, timeout: float, as_json: bool
-) -> None:
-    """Print the counters and sizes of one group, or of all, over all processes of the node."""
-    target = target_of(run_dir, address, timeout)
-    names = target.groups() if group is None else [group]
-    found = {name: dict(sorted(target.stats(name).items())) for name in names}
-    if as_json:
-        say(found)
-        return
-    for name, values in found.items():
-        click.echo(f"{name}")
-        width = max(map(len, values), default=0)
-        for key, value in values.items():
-            click.echo(f"  {key:{width}}  {value}")
 
 
 def main() -> None:

@@ -116,15 +116,6 @@ def test_a_miss_is_loaded_and_a_failing_getter_has_its_own_code(run: Run) -> Non
     assert len(failed.stderr.splitlines()) == 1
 
 
-def test_stats_of_one_group_and_of_all(run: Run) -> None:
-    everything = json.loads(run("stats", "--json").stdout)
-    assert sorted(everything) == ["other", "scores"]
-    assert {"gets", "items"} <= set(everything["scores"])
-    shown = run("stats", "--group=other").stdout.decode()
-    assert shown.startswith("other\n")
-    assert "items" in shown
-
-
 @pytest.mark.parametrize(
     ("args", "said"),
     [
