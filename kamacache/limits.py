@@ -151,6 +151,10 @@ TOKEN_GROUPS_MAX: Final = 256  # that a token names for reading, or for writing
 ACCESS_REFUSED_WAIT_S: Final = 0.5  # that who presents an unknown token waits for the refusal
 ACCESS_REFUSED_WAITING_MAX: Final = 64  # who wait so in one process; more are refused at once
 PEER_SECRET_LINES_MAX: Final = 8
+PEER_PROOF_S: Final = 2.0  # for a link to prove that it is one of a node of this cluster
+PEER_UNPROVEN_MAX: Final = 512  # links to one front that have not yet
+PEER_WORD_BYTES_MAX: Final = 4_096  # of what such a link may say
+PEER_RENEW_S: Final = 3.0  # after a reload, for links to prove that they know the new secret
 
 # gRPC calls.
 REQUEST_ARRIVES_S: Final = 30.0  # for a call's request, once the call has begun

@@ -6,17 +6,16 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
+from kamacache.cluster.proving import Proving, RefusedError, Trust
 from kamacache.repeated import RepeatedLog
 from kamacache.wire.messages import PEER_FORMAT, Hello, Welcome
 
+__all__ = ["Greeting", "LinkEnd", "RefusedError"]
+
 log = RepeatedLog(logging.getLogger("kamacache.cluster"))
-
-
-class RefusedError(Exception):
-    """The node at the address cannot be linked to, and waiting does not mend it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +25,23 @@ class LinkEnd:
     node: str
     node_id: str
     worker: int
+    trust: Trust = field(default_factory=Trust)
 
 
 class Greeting:
     """What is said and checked first on each stream to one address."""
 
-    __slots__ = ("_address", "_end")
+    __slots__ = ("_address", "_end", "proving")
 
     def __init__(self, address: str, end: LinkEnd) -> None:
         self._address: Final = address
         self._end: Final = end
+        self.proving = Proving(end.trust)  # of the last stream
+
+    def begin(self, sent: int) -> Hello:
+        """Return the first word of a new stream."""
+        self.proving = Proving(self._end.trust)
+        return self.proving.begin(self.hello(sent))
 
     def hello(self, sent: int = 0) -> Hello:
         """Return what to say, at this version of the clock."""
@@ -51,6 +57,7 @@ class Greeting:
 
     def check(self, welcome: Welcome) -> None:
         """Raise `RefusedError` where the one who answers is no peer; log where names differ."""
+        self.proving.check(welcome)
         if welcome.node_id == self._end.node_id:
             raise RefusedError(
                 f"{self._address} is this node itself: give it --advertise with the name that the "

@@ -29,7 +29,7 @@ from typing import Any, Final
 import grpc
 
 from kamacache.cluster.breaker import Breaker
-from kamacache.cluster.channel import plain_channel
+from kamacache.cluster.channel import PLAIN, Dialler
 from kamacache.cluster.exchange import (
     DoneCall,
     Exchange,
@@ -43,6 +43,7 @@ from kamacache.cluster.greeting import Greeting, LinkEnd, RefusedError
 from kamacache.cluster.handshake import why_no_handshake
 from kamacache.cluster.invalidations import InvalidationQueue
 from kamacache.cluster.linklog import LinkLog
+from kamacache.cluster.proving import Proving
 from kamacache.cluster.silence import Silence, Verdict
 from kamacache.cluster.stream import LINK_METHOD, FrameSender, FrameSplitter, pack
 from kamacache.limits import (
@@ -61,12 +62,15 @@ from kamacache.wire.frames import FrameError, frame
 from kamacache.wire.messages import (
     FROM_PEER,
     PEEK,
+    Challenge,
     DecodeError,
     Done,
     Draining,
     Invalidate,
     LinkNow,
     Ping,
+    Proven,
+    Reply,
     Request,
     Welcome,
     decode_reply,
@@ -76,6 +80,7 @@ __all__ = ["LinkEnd", "Outcome", "PeerLink", "PeerLostError"]
 
 TELLS_MAX: Final = 4  # invalidations under way; what comes meanwhile goes together in the next
 CLOSED: Final = "closed"
+_REFUSALS: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.FAILED_PRECONDITION)
 REQUESTS: Final = PEER.at("requests")
 OVERLOADED: Final = PEER.at("overloaded")
 CONNECTS: Final = PEER.at("connects")
@@ -100,7 +105,7 @@ class PeerLink:
         breaker: Breaker | None = None,
         invalidations: InvalidationQueue | None = None,
         life: str = "",
-        dial: Callable[[str], grpc.aio.Channel] = plain_channel,
+        dial: Dialler = PLAIN,
         meters: PeerRegion | None = None,
     ) -> None:
         """Make it; `start` dials.
@@ -172,6 +177,28 @@ class PeerLink:
         """Dial at once if the link is down, and quickly again for a while: the peer is there."""
         self._breaker.hurry()
         self._hurry.set()
+
+    def prove_anew(self) -> None:
+        """Show the peer that this node knows the secret that a reload has brought."""
+        proving, exchange = self._greeting.proving, self._exchange
+        if not self.up:
+            self.retry_now()
+        if exchange is None or not proving.stale:
+            return
+        proof = proving.renew()
+        if proof is None:
+            self._fail("the nodes know each other by a secret from now on")
+            return
+        proof.flags |= FROM_PEER
+        proof.sent = self._clock()
+        done = partial(self._proved_anew, proving)
+        exchange.ask(proof, done, time.monotonic() + PEER_TELL_S)
+
+    def _proved_anew(self, proving: Proving, outcome: Outcome) -> None:
+        if type(outcome) is Proven:
+            proving.renewed(outcome)
+        if proving is self._greeting.proving and proving.revoked:
+            self._fail("the peer does not know the new secret, and the old one is gone")
 
     @property
     def pending_invalidations(self) -> int:
@@ -298,7 +325,7 @@ class PeerLink:
                 except RefusedError as error:
                     reason, least_s = str(error), PEER_REFUSED_RETRY_S
                 except (grpc.RpcError, OSError, DecodeError, asyncio.InvalidStateError) as error:
-                    reason, least_s = _reason(error)
+                    reason, least_s = _reason(error, tls=self._dial.tls)
                 except Exception as error:
                     peer = self.address
                     log.exception("a peer link failed unexpectedly", about=peer, peer=peer)
@@ -371,12 +398,10 @@ class PeerLink:
 
     async def _greet(self, call: Any, frames: FrameSplitter) -> None:
         """Say hello, and hear who it is."""
-        hello = frame(self._greeting.hello(self._clock()))
-        await call.write(pack([hello], len(hello)))
-        message = await call.read()
-        if message is grpc.aio.EOF:
-            raise ConnectionResetError("the peer ended the stream at once")
-        welcome, *more = map(decode_reply, frames.bodies(message))
+        welcome, *more = await _exchange_words(call, frames, self._greeting.begin(self._clock()))
+        if type(welcome) is Challenge:
+            proof = self._greeting.proving.prove(welcome)
+            welcome, *more = await _exchange_words(call, frames, proof)
         if type(welcome) is not Welcome:
             raise FrameError("the peer did not say who it is")
         self._greeting.check(welcome)
@@ -421,6 +446,11 @@ class PeerLink:
             if self.up:
                 self._turn("")
 
+    def _fail(self, why: str) -> None:
+        """End the stream; another is dialled."""
+        if self._failed is not None and not self._failed.done():
+            self._failed.set_result(why)
+
     def _look(self) -> None:
         """Look at what no event tells: silence, deadlines, invalidations to be told again."""
         sender, exchange = self._sender, self._exchange
@@ -432,8 +462,7 @@ class PeerLink:
             self._silence.heard = True
         verdict = self._silence.look(now_s)
         if verdict is Verdict.DEAD:
-            if self._failed is not None and not self._failed.done():
-                self._failed.set_result(f"nothing was heard for {PEER_SILENCE_S} s")
+            self._fail(f"nothing was heard for {PEER_SILENCE_S} s")
             return
         if verdict is Verdict.PING:
             exchange.say(Ping())
@@ -493,13 +522,29 @@ class PeerLink:
         self._on_change(self)
 
 
-def _reason(error: BaseException) -> tuple[str, float]:
+async def _exchange_words(call: Any, frames: FrameSplitter, said: Request) -> list[Reply]:
+    """Say one word of a greeting, and return what is answered in one message."""
+    word = frame(said)
+    await call.write(pack([word], len(word)))
+    message = await call.read()
+    if message is grpc.aio.EOF:
+        raise ConnectionResetError("the peer ended the stream at once")
+    answers = list(map(decode_reply, frames.bodies(message)))
+    if not answers:
+        raise FrameError("the peer did not say who it is")
+    return answers
+
+
+def _reason(error: BaseException, *, tls: bool) -> tuple[str, float]:
     """Return what an error of grpc says, in short, and how long to wait at least, in seconds."""
     if isinstance(error, grpc.aio.AioRpcError):
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:
             what = "the node is not part of a cluster: start it with --peers or --discover"
             return what, PEER_REFUSED_RETRY_S
-        trouble = why_no_handshake(error.details() or "")
+        if error.code() in _REFUSALS:
+            what = "".join(filter(str.isprintable, error.details() or ""))
+            return what[:300], PEER_REFUSED_RETRY_S
+        trouble = why_no_handshake(error.details() or "", tls=tls)
         if trouble is not None:
             return trouble.what, PEER_REFUSED_RETRY_S if trouble.certain else 0.0
         # What gRPC says ends with what the system said: "... connect: Connection refused (111)".

@@ -56,6 +56,7 @@ async def _serve(context: RoleContext, settings: FrontSettings) -> None:
     loop.add_signal_handler(signal.SIGTERM, told.set)
     loop.add_signal_handler(signal.SIGQUIT, on_quit)
 
+    from kamacache.cluster.proving import Trust
     from kamacache.front.credentials import server_credentials
     from kamacache.front.peers import PeersServicer
     from kamacache.front.server import FrontServer
@@ -72,7 +73,9 @@ async def _serve(context: RoleContext, settings: FrontSettings) -> None:
     if about.clustered:
         # Links of their own, so that what peers ask and what clients ask do not wait in one line.
         workers = NodeMapping(about, in_node=True).async_links
-        peers = PeersServicer(engines, workers, about)
+        trust = Trust()
+        trust.apply(context.live)
+        peers = PeersServicer(engines, workers, about, trust=trust)
     certificates = Certificates(context.live.security)
     credentials = server_credentials(certificates)
     access = Access()
@@ -82,7 +85,8 @@ async def _serve(context: RoleContext, settings: FrontSettings) -> None:
         engines, settings, membership.current, peers, credentials, access, meters=meters
     )
     await server.start()
-    follow_reloads(context, loop, certificates.reload, access.apply)
+    appliers = [certificates.reload, access.apply, *([peers.apply] if peers else [])]
+    follow_reloads(context, loop, *appliers)
     context.report_ready()
     await told.wait()
     if not at_once.is_set():

@@ -27,9 +27,11 @@ from typing import Any, Final, Protocol, cast
 import grpc
 
 from kamacache.clock import boottime_ms
+from kamacache.cluster.proving import Trust
 from kamacache.cluster.stream import FrameSender, FrameSplitter
-from kamacache.errors import ConfigError, KamaCacheError, to_fields
+from kamacache.errors import AccessDeniedError, ConfigError, KamaCacheError, to_fields
 from kamacache.front.engine import Engine
+from kamacache.front.proving import Admitted, Porter, UnprovenError, unwanted
 from kamacache.front.splitting import (
     Split,
     all_values,
@@ -43,12 +45,14 @@ from kamacache.limits import (
     CALL_TIMEOUT_MAX_S,
     PARTIAL_BYTES_MAX,
     PEER_DRAIN_S,
+    PEER_RENEW_S,
     PEER_REQUESTS_MAX,
     PEER_STREAMS_MAX,
     PEER_UNSENT_BYTES_MAX,
 )
 from kamacache.repeated import RepeatedLog
 from kamacache.rundir.description import NodeDescription
+from kamacache.rundir.live import LiveSettings
 from kamacache.store.served import NO_READS, Told
 from kamacache.v1 import kamacache_pb2 as pb
 from kamacache.wire.frames import FrameError, frame
@@ -72,6 +76,7 @@ from kamacache.wire.messages import (
     KeyFailure,
     PeerSeen,
     Ping,
+    Proof,
     Reply,
     Request,
     Set,
@@ -113,11 +118,14 @@ class PeersServicer:
         about: NodeDescription,
         *,
         streams_max: int = PEER_STREAMS_MAX,
+        trust: Trust | None = None,
     ) -> None:
+        """``trust`` has the secret by which the nodes know each other; None: they do without."""
         self.engines: Final = dict(engines)
         self.workers: Final = workers
         self.about: Final = about
         self.name: Final = about.name or about.listen or ""
+        self.porter: Final = Porter(trust or Trust(), self.name)
         self.split: Final = Split(about.hash_seed, about.workers)
         self.draining = False
         self.partial_bytes = 0  # of half frames, over all streams
@@ -139,12 +147,35 @@ class PeersServicer:
         if len(self._streams) >= self._streams_max:
             self.warn("a peer link too many is refused", limit=self._streams_max)
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many peer links")
-        stream = PeerStream(self, context, asyncio.get_running_loop())
-        self._streams.add(stream)
+        admitted = None
         try:
-            await stream.serve()
-        finally:
-            self._streams.discard(stream)
+            if self.porter.trust.secrets is not None:
+                admitted = await self.porter.admit(context, self._is_own)
+            stream = PeerStream(self, context, asyncio.get_running_loop(), admitted)
+            self._streams.add(stream)
+            try:
+                await stream.serve()
+            finally:
+                self._streams.discard(stream)
+        except UnprovenError as error:
+            self.warn(str(error), peer=error.peer, client=context.peer())
+            await context.abort(error.code, error.told)
+
+    def _is_own(self, hello: Hello) -> bool:
+        return hello.node_id == self.about.epoch or hello.node == self.name
+
+    def apply(self, live: LiveSettings) -> None:
+        """Take the peers' secret of a reload; links that do not know it end soon."""
+        trust = self.porter.trust
+        trust.apply(live)
+        if trust.secrets is not None:
+            asyncio.get_running_loop().call_later(PEER_RENEW_S, self._end_unproven)
+
+    def _end_unproven(self) -> None:
+        secrets = self.porter.trust.secrets
+        for stream in [*self._streams]:
+            if secrets is not None and not secrets.has(stream.key):
+                stream.end("it was proven with a secret that is gone")
 
     def drain(self) -> None:
         """Tell every peer to ask other nodes from now on; each stream ends when it is done."""
@@ -192,8 +223,13 @@ class PeerStream:
     """One link of another node's worker."""
 
     def __init__(
-        self, servicer: PeersServicer, context: Any, loop: asyncio.AbstractEventLoop
+        self,
+        servicer: PeersServicer,
+        context: Any,
+        loop: asyncio.AbstractEventLoop,
+        admitted: Admitted | None = None,
     ) -> None:
+        """``admitted``: it was proven; None: this node has no secret."""
         self._servicer: Final = servicer
         self._context: Final = context
         self._loop: Final = loop
@@ -207,6 +243,7 @@ class PeerStream:
         self._held = 0  # bytes of half a frame
         self._last_asked = False  # by a peer that knows that this node drains
         self._peer = ""
+        self._admitted: Final = admitted
         self._table: Final[dict[type[Request], Callable[[Any], Reply | None]]] = {
             Get: self._get,
             GetMany: self._get_many,
@@ -219,7 +256,12 @@ class PeerStream:
             Flush: self._flush,
             Ping: self._ping,
             Hello: self._hello,
+            Proof: self._renew,
         }
+        if admitted is not None:
+            welcome = self._hello(admitted.hello)
+            welcome.proof = admitted.answer
+            self._put(welcome)
 
     async def serve(self) -> None:
         """Answer until the peer ends the stream, sends garbage, or this node drains."""
@@ -237,12 +279,31 @@ class PeerStream:
             self._hold(0)
         for task in (reading, writing):
             error = None if task.cancelled() else task.exception()
+            if isinstance(error, UnprovenError):
+                raise error
             if isinstance(error, FrameError):
                 self._servicer.warn(
                     "a peer sent what is no frame", peer=self._peer, detail=str(error)
                 )
             elif error is not None and not self._context.done():
                 self._servicer.warn("a peer link failed", error, peer=self._peer)
+
+    @property
+    def key(self) -> bytes | None:
+        """What it was proven with, last; None: it was not."""
+        return None if self._admitted is None else self._admitted.key
+
+    def end(self, why: str) -> None:
+        """End it; the node at its other end dials again."""
+        self._servicer.warn("a peer link was ended", peer=self._peer, reason=why)
+        self._ending.set()
+
+    def _renew(self, request: Proof) -> Reply:
+        admitted, secrets = self._admitted, self._servicer.porter.trust.secrets
+        proven = None if admitted is None else admitted.renew(request, secrets)
+        if proven is None:
+            raise AccessDeniedError("the proof is of no secret that this node knows")
+        return proven
 
     # -- the drain -------------------------------------------------------------------------
 
@@ -303,8 +364,11 @@ class PeerStream:
                 )
             )
             return
-        if not self._peer and type(request) is not Hello:
-            raise FrameError("a peer did not say who it is")
+        if not self._peer:
+            if type(request) is not Hello:
+                raise FrameError("a peer did not say who it is")
+            if request.nonce:
+                raise unwanted(request)
         request.flags |= FROM_PEER
         try:
             reply = self._table[type(request)](request)
@@ -328,7 +392,7 @@ class PeerStream:
     def _ping(self, request: Ping) -> Reply:
         return Done(request.id, 0)
 
-    def _hello(self, request: Hello) -> Reply:
+    def _hello(self, request: Hello) -> Welcome:
         if self._peer:  # the answer to Draining: nothing more comes behind it
             self._acknowledged()
         self._peer = request.node or "?"

@@ -55,7 +55,7 @@ class PeerSecrets:
 
     def __init__(self, lines: Iterable[str]) -> None:
         # Hashed, so that the keys are of one length, and none of them is a line.
-        self._keys: Final = tuple(hashlib.sha256(line.encode()).digest() for line in lines)
+        self._keys = tuple(hashlib.sha256(line.encode()).digest() for line in lines)
 
     @classmethod
     def load(cls, path: str) -> Self:
@@ -80,6 +80,13 @@ class PeerSecrets:
                     "openssl rand -hex 32",
                 )
         return cls(lines)
+
+    @classmethod
+    def of_key(cls, key: bytes) -> Self:
+        """Return the one line that this is the key of."""
+        made = cls(())
+        made._keys = (key,)
+        return made
 
     @property
     def own(self) -> bytes:

@@ -21,6 +21,8 @@ asks another node's front, which answers or passes them on to its workers. Reque
 carry `FROM_PEER`, and their replies tell time to live and version. Between nodes only::
 
     Hello      -> Welcome            the first on every link
+    Hello -> Challenge, Proof -> Welcome    where the nodes know each other by a secret
+    Proof      -> Proven             when that secret has changed
     Invalidate, Flush -> Done        drop what is older; answered when it is gone
     a get with PEEK -> Absent        nothing is held, and nothing was loaded
                -> Draining           said unasked, id 0: ask another node from now on
@@ -139,6 +141,7 @@ class Hello(Request, tag=12, kw_only=True, gc=False):
     node_id: str  # of this life of the asker's node
     worker: int
     peer: str  # the name under which the asker knows the node that it dialled
+    nonce: bytes = b""  # where it knows the peers' secret, and wants a `Challenge`
 
 
 class Gets(Request, tag=13, kw_only=True, gc=False):
@@ -154,6 +157,15 @@ class FlushPeers(Request, tag=15, kw_only=True, gc=False):
     """Have every other node flush the group; version 0: whole, as of its own clock."""
 
     version: int = 0
+
+
+class Proof(Request, tag=20, kw_only=True, gc=False):
+    """The answer to a `Challenge`: that the asker of the link knows the peers' secret.
+
+    Behind a `Welcome`: that it knows the secret of now, which has changed.
+    """
+
+    proof: bytes
 
 
 class Value(msgspec.Struct, array_like=True, tag=1, gc=False):
@@ -284,6 +296,21 @@ class Welcome(msgspec.Struct, array_like=True, tag=7, gc=False):
     node_id: str
     draining: bool
     clock_ms: int = 0  # CLOCK_BOOTTIME of the answering node's host
+    proof: bytes = b""  # that it knows the peers' secret, where the asker proved it
+
+
+class Challenge(msgspec.Struct, array_like=True, tag=20, gc=False):
+    """The answer to a `Hello` where nodes must know the peers' secret: `Proof` comes next."""
+
+    id: int
+    nonce: bytes
+
+
+class Proven(msgspec.Struct, array_like=True, tag=21, gc=False):
+    """The answer to a `Proof` of the secret of now: that this end knows it, too."""
+
+    id: int
+    proof: bytes
 
 
 class Draining(msgspec.Struct, array_like=True, tag=8, gc=False):
@@ -307,6 +334,7 @@ AnyRequest = (
     | Hello
     | Gets
     | FlushPeers
+    | Proof
 )
 Reply = (
     Value
@@ -319,6 +347,8 @@ Reply = (
     | Draining
     | Answers
     | PeersFlushed
+    | Challenge
+    | Proven
 )
 Body = bytes | bytearray | memoryview
 

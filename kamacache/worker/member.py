@@ -20,6 +20,7 @@ from kamacache.cluster.link import LinkEnd, PeerLink
 from kamacache.cluster.membership import MembershipReader
 from kamacache.cluster.owed import OwedFile
 from kamacache.cluster.peers import Link, Peers
+from kamacache.cluster.proving import Trust
 from kamacache.errors import NodeUnavailableError
 from kamacache.limits import (
     HANDOFF_S,
@@ -73,7 +74,9 @@ class ClusterMember:
         self._reader: Final = MembershipReader(about)
         self._groups: Final = groups
         self._loop: Final = loop
-        self._end: Final = LinkEnd(about.name or "", about.epoch, worker)
+        self._trust: Final = Trust()
+        self._trust.apply(live)
+        self._end: Final = LinkEnd(about.name or "", about.epoch, worker, self._trust)
         self._tasks: set[asyncio.Task[None]] = set()
         self._owed: Final = OwedFile(f"{about.shm_dir}/owed.{worker}")
         self.peers: Final = Peers(
@@ -107,11 +110,17 @@ class ClusterMember:
         self._owed.close()
 
     def reload(self, live: LiveSettings) -> None:
-        """Take the certificates as they are now; links that are down are dialled at once."""
-        self._certificates.reload(live)
+        """Take the certificates and the peers' secret as they are now.
+
+        Links that are down are dialled at once, and those that stand are proven anew.
+        """
+        try:
+            self._certificates.reload(live)
+        finally:
+            self._trust.apply(live)
         for link in self.peers.links:
-            if isinstance(link, PeerLink) and not link.up:
-                link.retry_now()
+            if isinstance(link, PeerLink):
+                link.prove_anew()
 
     def stats(self) -> dict[str, int]:
         """Return the numbers of the peers and of the writes."""
