@@ -91,6 +91,8 @@ def _place(path: Path) -> Path:
     """Return where the file really goes, links followed; raises `OutputError`."""
     with _sentences(path):
         place = path.resolve()
+        if place.is_symlink():  # from Python 3.13 on resolve leaves a circle as it is
+            raise OutputError(f"{path} cannot be written: its links lead in a circle")
         if place.is_dir():
             raise OutputError(f"{path} is a directory: name a file in it")
         if place.exists() and not place.is_file():
