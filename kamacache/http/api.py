@@ -27,6 +27,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kamacache.errors import (
+    AccessDeniedError,
     ConfigError,
     GroupNotFoundError,
     KamaCacheError,
@@ -44,15 +45,18 @@ from kamacache.http.answers import (
 from kamacache.http.metering import HttpMeter
 from kamacache.http.query import PARAMETERS, deadline_of, key_of, read_query, ttl_ms_of
 from kamacache.http.readiness import Readiness
-from kamacache.http.routes import Page
+from kamacache.http.routes import Guard, Page
 from kamacache.http.settings import HttpSettings
 from kamacache.local.attached import AttachedEngine
 from kamacache.repeated import RepeatedLog
 from kamacache.rundir.meters import Region
+from kamacache.security.access import Access
+from kamacache.security.tokens import Token
 from kamacache.store.entries import Entry
 
 GROUPS_NAMED_MAX: Final = 16
 PROBES: Final = ("/healthz", "/readyz")
+TOKEN: Final = "kamacache.token"  # in a request's scope: who asks
 
 log = RepeatedLog(logging.getLogger("kamacache.http"))
 
@@ -64,8 +68,9 @@ class BusyError(KamaCacheError):
 class Api:
     """Answers /api."""
 
-    def __init__(self, engines: Mapping[str, AttachedEngine], room: Room) -> None:
+    def __init__(self, engines: Mapping[str, AttachedEngine], room: Room, access: Access) -> None:
         self._engines = dict(engines)
+        self._access = access
         self._room = room
 
     async def handle(self, request: Request) -> Response:
@@ -73,7 +78,7 @@ class Api:
         try:
             asked = read_query(request.scope["query_string"], PARAMETERS[request.method])
             key = key_of(asked)
-            engine = self._engine_of(asked.get("group"))
+            engine = self._engine_of(asked.get("group"), request)
             deadline_s = deadline_of(asked)
             if request.method == "PUT":
                 return await self._put(request, engine, key, ttl_ms_of(asked), deadline_s)
@@ -132,27 +137,37 @@ class Api:
             self._room.give(length)
         return Response(status_code=204)
 
-    def _engine_of(self, name: bytes | None) -> AttachedEngine:
+    def _engine_of(self, name: bytes | None, request: Request) -> AttachedEngine:
+        token: Token | None = request.scope.get(TOKEN)
         if name is None:
-            if len(self._engines) == 1:
-                return next(iter(self._engines.values()))
-            raise ConfigError(
-                f"the query names no group, and this node has {self._named()}; write "
-                "/api?group=NAME&key=KEY",
-                setting="group",
-            )
-        text = name.decode("utf-8", "replace")
+            if len(self._engines) == 1 and self._seen(token):
+                text = next(iter(self._engines))
+            else:
+                raise ConfigError(
+                    f"the query names no group, and this node has {self._named(token)}; write "
+                    "/api?group=NAME&key=KEY",
+                    setting="group",
+                )
+        else:
+            text = name.decode("utf-8", "replace")
+        write = request.method in ("PUT", "DELETE")
+        self._access.permit(token, text, _client(request.scope), write=write)
         engine = self._engines.get(text)
         if engine is None:
             raise GroupNotFoundError(
-                f"this node has no group {text[:64]!r}; it has {self._named()}", group=text[:64]
+                f"this node has no group {text[:64]!r}; it has {self._named(token)}",
+                group=text[:64],
             )
         return engine
 
-    def _named(self) -> str:
-        known = sorted(self._engines)
+    def _seen(self, token: Token | None) -> list[str]:
+        return [name for name in sorted(self._engines) if token is None or token.knows(name)]
+
+    def _named(self, token: Token | None) -> str:
+        known = self._seen(token)
         more = len(known) - GROUPS_NAMED_MAX
-        return ", ".join(known[:GROUPS_NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
+        named = ", ".join(known[:GROUPS_NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
+        return named or "none"
 
     def _log_defect(self, error: Exception) -> None:
         log.error("unexpected error in a request", exc_info=error)
@@ -172,9 +187,16 @@ class Gate:
         *,
         pages: Sequence[Page] = (),
         meters: Region | None = None,
+        access: Access | None = None,
     ) -> None:
-        """``meters`` count the requests, and outlive the process; None: as in a test."""
-        api = Api(engines, Room(settings.held_bytes_max))
+        """``meters`` count the requests, and outlive the process; None: as in a test.
+
+        ``access``: who may; None: everybody.
+        """
+        self._access = access or Access()
+        self._guards: dict[str, Guard] = dict.fromkeys(PROBES, "open")
+        self._guards |= {page.path: page.guard for page in pages}
+        api = Api(engines, Room(settings.held_bytes_max), self._access)
         self._readiness = readiness
         self._app = _routes(api, readiness, pages)
         self._names = {"/api": "api", **{path: path[1:] for path in PROBES}}
@@ -189,7 +211,23 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, and count it."""
         name = self._names.get(scope["path"], "other")
-        await self.meter.count(name, self._admit, scope, receive, send)
+        await self.meter.count(name, self._guard, scope, receive, send)
+
+    async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let in who may; nothing of a request but its head was read before."""
+        guard = self._guards.get(scope["path"], "group")
+        if guard != "open" and self._access.tokens is not None:
+            client = _client(scope)
+            try:
+                token = self._access.identify(_authorization(scope), client)
+                if guard == "stats":
+                    self._access.permit_stats(token, scope["path"], client)
+            except AccessDeniedError as error:
+                await self._access.wait(error)
+                await answer_error(error)(scope, receive, send)
+                return
+            scope[TOKEN] = token
+        await self._admit(scope, receive, send)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] in self._always:
@@ -255,6 +293,19 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         message = f"{request.method[:32]} is not possible here; use {allowed}"
         return answer_failure(405, "MethodNotAllowed", message, allow=allowed)
     return answer_failure(error.status_code, "HttpError", str(error.detail))
+
+
+def _authorization(scope: Scope) -> bytes | None:
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            found: bytes = value
+            return found
+    return None
+
+
+def _client(scope: Scope) -> str:
+    host, port = scope.get("client") or ("", 0)
+    return f"{host}:{port}"
 
 
 def _too_large(how: str, limit: int) -> ValueTooLargeError:

@@ -25,6 +25,7 @@ from kamacache.rundir.context import EXIT_OK, RoleContext
 if TYPE_CHECKING:
     from kamacache.http.server import HttpServer
     from kamacache.http.tls import TlsDoor
+    from kamacache.security.access import Access
 
 log = logging.getLogger("kamacache.http")
 
@@ -70,10 +71,14 @@ async def _serve(context: RoleContext, settings: HttpSettings) -> None:
     loop.add_signal_handler(signal.SIGTERM, told.set)
     loop.add_signal_handler(signal.SIGQUIT, on_quit)
 
+    from kamacache.security.access import Access
+
+    access = Access()
+    access.apply(context.live)
     door = _make_door(context, settings)
-    server = _make_server(context, settings, door)
+    server = _make_server(context, settings, door, access)
     await server.start()
-    follow_reloads(context, loop, *([door.reload] if door else []))
+    follow_reloads(context, loop, access.apply, *([door.reload] if door else []))
     context.report_ready()
     await told.wait()
     if not at_once.is_set():
@@ -95,13 +100,11 @@ def _make_door(context: RoleContext, settings: HttpSettings) -> TlsDoor | None:
     certificates = Certificates(context.live.security)
     if certificates.material is None:
         return None
-    return TlsDoor(
-        certificates, certificates.material, connections_max=settings.connections_max
-    )
+    return TlsDoor(certificates, certificates.material, connections_max=settings.connections_max)
 
 
 def _make_server(
-    context: RoleContext, settings: HttpSettings, door: TlsDoor | None
+    context: RoleContext, settings: HttpSettings, door: TlsDoor | None, access: Access
 ) -> HttpServer:
     from kamacache.http.api import Gate
     from kamacache.http.readiness import Readiness
@@ -118,5 +121,6 @@ def _make_server(
         settings,
         pages=pages_of(Observer(context.run_dir, about)),
         meters=Meters(about.shm_dir, writable=True).http,
+        access=access,
     )
     return HttpServer(gate, settings, door)

@@ -13,12 +13,12 @@ from __future__ import annotations
 import asyncio
 import binascii
 import logging
-import time
 from base64 import b64decode
 from typing import Final
 
 from kamacache.errors import AccessDeniedError
-from kamacache.limits import ACCESS_REFUSED_WAIT_S, ACCESS_REFUSED_WAITING_MAX, LOG_EVERY_S
+from kamacache.limits import ACCESS_REFUSED_WAIT_S, ACCESS_REFUSED_WAITING_MAX
+from kamacache.repeated import RepeatedLog
 from kamacache.rundir.live import LiveSettings
 from kamacache.security import tokens
 from kamacache.security.tokens import Token, Tokens
@@ -31,19 +31,18 @@ log = logging.getLogger("kamacache.security")
 class Access:
     """The tokens of one role, as of the last reload."""
 
-    __slots__ = ("_logged", "_waiting", "denied", "tokens", "unknown")
+    __slots__ = ("_log", "_waiting", "denied", "tokens", "unknown")
 
     def __init__(self, found: Tokens | None = None) -> None:
         self.tokens = found  # None: everybody may do everything
         self.unknown = 0  # calls that were refused for want of a token
         self.denied = 0  # those beyond the scopes of a known one
-        self._logged: dict[tuple[str, str], tuple[float, int]] = {}
+        self._log: Final = RepeatedLog(log)  # one line of many, for each token
         self._waiting = 0
 
     def apply(self, live: LiveSettings) -> None:
         """Take the tokens of a reload; raises `ConfigError`, and those in force stay."""
         self.tokens = tokens.load(live.security)
-        self._logged.clear()  # of tokens that may be gone
 
     def identify(self, header: str | bytes | None, client: str) -> Token | None:
         """Return who a client is, by its ``authorization``; None where there are no tokens.
@@ -103,14 +102,7 @@ class Access:
             self._waiting -= 1
 
     def _note(self, message: str, name: str, client: str) -> None:
-        """Log one refusal of many; as many kinds as there are tokens."""
-        now_s = time.monotonic()
-        last_s, more = self._logged.get((message, name), (float("-inf"), 0))
-        if now_s - last_s < LOG_EVERY_S:
-            self._logged[message, name] = last_s, more + 1
-            return
-        self._logged[message, name] = now_s, 0
-        log.warning(message, extra={"token": name, "client": client, "more": more})
+        self._log.warning(message, about=name, token=name, client=client)
 
 
 def _presented(header: str | bytes | None) -> bytes | None:
