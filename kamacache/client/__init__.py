@@ -6,7 +6,7 @@
     operations  a call as messages, and its answer
     exchange    one call: split by owner, moved from nodes that are lost; no I/O, no clock
     transport   sending and waiting, once for threads and once for an event loop
-    channels    connections
+    channels    connections                                    access   certificates, the token
     nodes       who there is, who answers, who is left alone; no I/O
 
 *Invariant*: nothing here imports grpc before the first call, so a client may be made in a process

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import grpc
 
+from kamacache.client.access import Access
 from kamacache.client.nodes import Node, Nodes
 from kamacache.cluster.membership import Member, check_address
 from kamacache.errors import ConfigError, KamaCacheError
@@ -44,11 +45,13 @@ _OPTIONS: Final = (
 class Channels:
     """A stub for each node asked."""
 
-    def __init__(self, nodes: Nodes) -> None:
+    def __init__(self, nodes: Nodes, access: Access) -> None:
         self.nodes: Final = nodes
+        self.access: Final = access
         self.lock = threading.Lock()
         self.closed = False
-        self._stubs: dict[str, tuple[int, stubs.CacheStub, Any]] = {}
+        # By address: the connection and the certificates that it is for, the stub, the channel.
+        self._stubs: dict[str, tuple[int, int, stubs.CacheStub, Any]] = {}
         self._retired: deque[tuple[float, Any]] = deque()
         self._view = nodes.view.number
 
@@ -61,32 +64,39 @@ class Channels:
         raise NotImplementedError
 
     def stub(self, node: Node) -> stubs.CacheStub:
-        """Return the node's stub, with a new connection where the old one is given up."""
-        known = self._stubs.get(node.address)
-        if known is not None and known[0] == node.connection:
-            return known[1]
+        """Return the node's stub, with a new connection where the old one is given up.
+
+        Raises `NodeUnavailableError` where this client must not call the node.
+        """
+        known, generation = self._stubs.get(node.address), self.access.generation
+        if known is not None and known[0] == node.connection and known[1] == generation:
+            return known[2]
         with self.lock:
             if self.closed:
                 raise KamaCacheError("this client is closed")
             known = self._stubs.get(node.address)
-            if known is not None and known[0] == node.connection:
-                return known[1]
+            if known is not None and known[0] == node.connection and known[1] == generation:
+                return known[2]
             channel = self.connect(node.address)
             made = stubs.CacheStub(channel)
-            self._stubs[node.address] = (node.connection, made, channel)
+            self._stubs[node.address] = (node.connection, generation, made, channel)
             if known is not None:
-                self._retire(known[2])
+                self._retire(known[3])
             return made
 
     def tidy(self) -> None:
-        """Retire the channels to nodes that left, and close what was retired long ago."""
+        """Retire the channels to nodes that left, and close what was retired long ago.
+
+        Also sees whether the certificates are still those that new channels would have.
+        """
+        self.access.look()
         view = self.nodes.view
         if self._view == view.number and not self._retired:
             return
         with self.lock:
             self._view = view.number
             for address in [address for address in self._stubs if address not in view.nodes]:
-                self._retire(self._stubs.pop(address)[2])
+                self._retire(self._stubs.pop(address)[3])
             while self._retired and self._retired[0][0] <= time.monotonic():
                 self.end(self._retired.popleft()[1])
 
@@ -97,7 +107,7 @@ class Channels:
         """Make an end: return all channels, and make no new ones."""
         with self.lock:
             self.closed = True
-            channels = [known[2] for known in self._stubs.values()]
+            channels = [known[3] for known in self._stubs.values()]
             channels += [channel for _, channel in self._retired]
             self._stubs.clear()
             self._retired.clear()
@@ -108,7 +118,8 @@ class ThreadChannels(Channels):
     """Of all threads."""
 
     def connect(self, address: str) -> grpc.Channel:
-        return grpc.insecure_channel(address, options=_OPTIONS)
+        channel: grpc.Channel = self.access.channel(grpc, address, _OPTIONS)
+        return channel
 
     def end(self, channel: grpc.Channel) -> None:
         channel.close()
@@ -117,13 +128,14 @@ class ThreadChannels(Channels):
 class LoopChannels(Channels):
     """Of one event loop."""
 
-    def __init__(self, nodes: Nodes, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(nodes)
+    def __init__(self, nodes: Nodes, access: Access, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(nodes, access)
         self._loop = loop
         self._closing: set[asyncio.Task[None]] = set()
 
     def connect(self, address: str) -> grpc.aio.Channel:
-        return grpc.aio.insecure_channel(address, options=_OPTIONS)
+        channel: grpc.aio.Channel = self.access.channel(grpc.aio, address, _OPTIONS)
+        return channel
 
     def end(self, channel: grpc.aio.Channel) -> None:
         task = self._loop.create_task(channel.close())

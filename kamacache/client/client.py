@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from kamacache import calls, codecs
+from kamacache.client.access import Access
 from kamacache.client.group import RAISE, Items, K, RemoteGroup
 from kamacache.client.nodes import Nodes
 from kamacache.client.operations import Operation
@@ -27,6 +28,7 @@ from kamacache.cluster.membership import check_address
 from kamacache.errors import ConfigError, KamaCacheError
 from kamacache.getters import Key
 from kamacache.limits import CLIENT_SEEDS_MAX, LOAD_TIMEOUT_S
+from kamacache.security.client_tls import FilePath
 
 if TYPE_CHECKING:
     from kamacache.client.transport import LoopTransport, Transport
@@ -54,11 +56,25 @@ class Client:
     `NodeUnavailableError` at once; where its time is over, `DeadlineExceededError`.
     """
 
-    def __init__(self, seeds: Iterable[str], *, timeout: float = LOAD_TIMEOUT_S) -> None:
-        """Check the settings; nothing is connected before the first call.
+    def __init__(
+        self,
+        seeds: Iterable[str],
+        *,
+        timeout: float = LOAD_TIMEOUT_S,
+        tls_ca: FilePath | bool | None = None,
+        tls_cert: FilePath | None = None,
+        tls_key: FilePath | None = None,
+        token: str | None = None,
+        insecure: bool = False,
+    ) -> None:
+        """Check the settings and read the files; nothing is connected before the first call.
 
         ``seeds`` are the addresses (HOST:PORT) of one node or more, in a list or separated by
-        commas; ``timeout`` is for calls that give none, in seconds. Raises `ConfigError`.
+        commas; ``timeout`` is for calls that give none, in seconds. ``tls_ca`` turns on TLS: the
+        file with the CA of the nodes' certificates, or True for the roots of this system; each
+        node's must be for the host of its address. ``tls_cert`` and ``tls_key``: this client's
+        own, where the nodes demand one. Files that change are read again. ``token`` goes with
+        every call; without TLS only to this host, unless ``insecure``. Raises `ConfigError`.
         """
         named = seeds.split(",") if isinstance(seeds, str) else list(seeds)
         known = {seed.address: seed for seed in (_check_seed(text) for text in named)}
@@ -67,6 +83,9 @@ class Client:
                 f"seeds names {len(known)} nodes; name 1 to {CLIENT_SEEDS_MAX}", setting="seeds"
             )
         calls.deadline_after(timeout, timeout)  # checks it
+        self._access: Final = Access(tls_ca, tls_cert, tls_key, token, insecure=insecure)
+        for address in known:
+            self._access.check_seed(address)
         self._timeout_s: Final = timeout
         self._nodes: Final = Nodes(tuple(known.values()))
         self._lock = threading.Lock()
@@ -213,7 +232,7 @@ class Client:
         with self._lock:
             self._check_open()
             if self._threads is None:
-                self._threads = Transport(self._nodes)
+                self._threads = Transport(self._nodes, self._access)
             return self._threads
 
     def _start_in(self, loop: asyncio.AbstractEventLoop) -> LoopTransport:
@@ -223,7 +242,8 @@ class Client:
             self._check_open()
             for old in [old for old in self._loops if old.is_closed()]:
                 del self._loops[old]
-            return self._loops.setdefault(loop, LoopTransport(self._nodes, loop))
+            made = LoopTransport(self._nodes, self._access, loop)
+            return self._loops.setdefault(loop, made)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -293,6 +313,7 @@ class Client:
         self._threads = None
         self._loops = {}
         self._nodes.after_fork()
+        self._access.after_fork()
 
 
 def _check_seed(text: object) -> Any:

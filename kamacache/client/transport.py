@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import grpc
 
+from kamacache.client.access import Access
 from kamacache.client.channels import LoopChannels, ThreadChannels, believed
 from kamacache.client.exchange import Exchange, Part
 from kamacache.client.forks import gate
@@ -26,14 +27,18 @@ from kamacache.limits import CLIENT_JOIN_S, CLIENT_PROBE_S
 from kamacache.v1 import kamacache_pb2 as pb
 
 _SILENT: Final = grpc.StatusCode.DEADLINE_EXCEEDED
+# A node that says so lives; the call itself will hear it, too, and raise it.
+_DENIED: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 
 
 class Transport:
     """Of all threads that call and wait."""
 
-    def __init__(self, nodes: Nodes) -> None:
+    def __init__(self, nodes: Nodes, access: Access) -> None:
         self._nodes: Final = nodes
-        self._channels: Final = ThreadChannels(nodes)
+        self._metadata: Final = access.metadata
+        self._tls: Final = access.tls
+        self._channels: Final = ThreadChannels(nodes, access)
 
     def run(self, exchange: Exchange) -> None:
         """Send the parts until the last has ended; raises the call's first error."""
@@ -72,17 +77,19 @@ class Transport:
             request = exchange.operation.request(pb, part.keys)
             left_s = exchange.deadline_s - part.sent_s
             patience_s = exchange.patience_s(part.sent_s)
-            stub = self._channels.stub(part.node)
             try:
-                reply = stub.Get(request, timeout=min(patience_s, left_s))
+                stub = self._channels.stub(part.node)
+                reply = stub.Get(request, timeout=min(patience_s, left_s), metadata=self._metadata)
             except grpc.RpcError as error:
                 code = error.code()
                 if code is _SILENT and patience_s < left_s:
                     exchange.unanswered(part)
                     return
-                exchange.failed(part, code, from_rpc(error, part.node.address))
+                exchange.failed(part, code, from_rpc(error, part.node.address, tls=self._tls))
             except ValueError as error:  # closed by another thread a moment ago
                 exchange.failed(part, grpc.StatusCode.CANCELLED, NodeUnavailableError(str(error)))
+            except NodeUnavailableError as error:  # not to be called
+                exchange.failed(part, grpc.StatusCode.UNAVAILABLE, error)
             else:
                 exchange.answered(part, reply)
 
@@ -104,11 +111,14 @@ class Transport:
         operation = exchange.operation
         request = operation.request(pb, part.keys)
         timeout_s = max(0.0, exchange.deadline_s - part.sent_s)
-        method = getattr(self._channels.stub(part.node), operation.method)
         try:
-            part.call = method.future(request, timeout=timeout_s)
+            method = getattr(self._channels.stub(part.node), operation.method)
+            part.call = method.future(request, timeout=timeout_s, metadata=self._metadata)
         except ValueError as error:  # closed by another thread a moment ago
             exchange.failed(part, grpc.StatusCode.CANCELLED, NodeUnavailableError(str(error)))
+            return
+        except NodeUnavailableError as error:  # not to be called
+            exchange.failed(part, grpc.StatusCode.UNAVAILABLE, error)
             return
         part.call.add_done_callback(lambda _: done.put(part))
 
@@ -118,7 +128,7 @@ class Transport:
         if code is grpc.StatusCode.OK:
             exchange.answered(part, call.result())
         else:
-            exchange.failed(part, code, from_rpc(call, part.node.address))
+            exchange.failed(part, code, from_rpc(call, part.node.address, tls=self._tls))
 
     def _keep_up(self) -> None:
         for question in self._nodes.probes():
@@ -132,7 +142,9 @@ class Transport:
         gate.enter_beside()  # the question goes on when this call is over
         try:
             stub = self._channels.stub(question.node)
-            call = stub.Members.future(pb.MembersRequest(), timeout=CLIENT_PROBE_S)
+            call = stub.Members.future(
+                pb.MembersRequest(), timeout=CLIENT_PROBE_S, metadata=self._metadata
+            )
         except (ValueError, KamaCacheError) as error:  # closed a moment ago
             gate.leave()
             self._nodes.no_members(question, str(error), silent=False)
@@ -144,18 +156,22 @@ class Transport:
         code = call.code()  # in a thread of grpc's
         if code is grpc.StatusCode.OK:
             self._nodes.members(question, *believed(call.result()))
+        elif code in _DENIED:
+            self._nodes.members(question, (), 0)
         else:
-            why = str(from_rpc(call, question.node.address))
+            why = str(from_rpc(call, question.node.address, tls=self._tls))
             self._nodes.no_members(question, why, silent=code is _SILENT)
 
 
 class LoopTransport:
     """Of the tasks of one event loop."""
 
-    def __init__(self, nodes: Nodes, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, nodes: Nodes, access: Access, loop: asyncio.AbstractEventLoop) -> None:
         self._nodes: Final = nodes
+        self._metadata: Final = access.metadata
+        self._tls: Final = access.tls
         self._loop: Final = loop
-        self._channels: Final = LoopChannels(nodes, loop)
+        self._channels: Final = LoopChannels(nodes, access, loop)
         self._tasks: set[asyncio.Task[None]] = set()  # questions under way, each bounded
 
     async def run(self, exchange: Exchange) -> None:
@@ -175,7 +191,7 @@ class LoopTransport:
                     for part in exchange.overdue():
                         part.call.cancel()
                 while done:
-                    await _take(exchange, done.popleft())
+                    await self._take(exchange, done.popleft())
         finally:
             _cancel(exchange)
         exchange.check()
@@ -216,11 +232,14 @@ class LoopTransport:
         operation = exchange.operation
         request = operation.request(pb, part.keys)
         timeout_s = max(0.0, exchange.deadline_s - part.sent_s)
-        method = getattr(self._channels.stub(part.node), operation.method)
         try:
-            part.call = method(request, timeout=timeout_s)
+            method = getattr(self._channels.stub(part.node), operation.method)
+            part.call = method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.aio.UsageError as error:  # closed a moment ago
             exchange.failed(part, grpc.StatusCode.CANCELLED, NodeUnavailableError(str(error)))
+            return
+        except NodeUnavailableError as error:  # not to be called
+            exchange.failed(part, grpc.StatusCode.UNAVAILABLE, error)
             return
 
         def ended(_: Any) -> None:
@@ -228,6 +247,19 @@ class LoopTransport:
             bell.ring()
 
         part.call.add_done_callback(ended)
+
+    async def _take(self, exchange: Exchange, part: Part) -> None:
+        call, address = part.call, part.node.address
+        if call.cancelled():  # by us, or with its channel
+            error = NodeUnavailableError(f"the connection to {address} was closed")
+            exchange.failed(part, grpc.StatusCode.CANCELLED, error)
+            return
+        try:
+            reply = await call  # has ended: this does not wait
+        except grpc.aio.AioRpcError as error:
+            exchange.failed(part, error.code(), from_rpc(error, address, tls=self._tls))
+        else:
+            exchange.answered(part, reply)
 
     def _keep_up(self) -> None:
         for question in self._nodes.probes():
@@ -245,9 +277,14 @@ class LoopTransport:
     async def _question(self, question: Question) -> None:
         try:
             stub: Any = self._channels.stub(question.node)
-            reply = await stub.Members(pb.MembersRequest(), timeout=CLIENT_PROBE_S)
+            reply = await stub.Members(
+                pb.MembersRequest(), timeout=CLIENT_PROBE_S, metadata=self._metadata
+            )
         except grpc.aio.AioRpcError as error:
-            why = str(from_rpc(error, question.node.address))
+            if error.code() in _DENIED:
+                self._nodes.members(question, (), 0)
+                return
+            why = str(from_rpc(error, question.node.address, tls=self._tls))
             self._nodes.no_members(question, why, silent=error.code() is _SILENT)
         except (grpc.aio.UsageError, KamaCacheError) as error:  # closed a moment ago
             self._nodes.no_members(question, str(error), silent=False)
@@ -281,20 +318,6 @@ class _Bell:
             finally:
                 timer.cancel()
         self._rung = False
-
-
-async def _take(exchange: Exchange, part: Part) -> None:
-    call = part.call
-    if call.cancelled():  # by us, or with its channel
-        error = NodeUnavailableError(f"the connection to {part.node.address} was closed")
-        exchange.failed(part, grpc.StatusCode.CANCELLED, error)
-        return
-    try:
-        reply = await call  # has ended: this does not wait
-    except grpc.aio.AioRpcError as error:
-        exchange.failed(part, error.code(), from_rpc(error, part.node.address))
-    else:
-        exchange.answered(part, reply)
 
 
 def _cancel(exchange: Exchange) -> None:

@@ -24,11 +24,6 @@ CHANNEL_OPTIONS: Final[list[tuple[str, Any]]] = [
 ]
 
 
-def plain_channel(address: str) -> grpc.aio.Channel:
-    """Return a channel without TLS."""
-    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-
-
 class Dialler:
     """Makes each try's channel, with the certificates of the last reload.
 
@@ -36,22 +31,31 @@ class Dialler:
     peer's address; this node's own is shown, which a peer with ``--tls-client-ca`` demands.
     """
 
-    def __init__(self, certificates: Certificates) -> None:
+    def __init__(self, certificates: Certificates | None) -> None:
+        """None: plaintext."""
         self._certificates: Final = certificates
         self._given: Material | None = None
         self._credentials: grpc.ChannelCredentials | None = None
 
+    @property
+    def tls(self) -> bool:
+        """Whether links are over TLS."""
+        return self._certificates is not None and self._certificates.material is not None
+
     def __call__(self, address: str) -> grpc.aio.Channel:
         """Return a new channel."""
-        material = self._certificates.material
+        material = None if self._certificates is None else self._certificates.material
         if material is None:
-            return plain_channel(address)
+            return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         if material is not self._given or self._credentials is None:
             self._credentials = grpc.ssl_channel_credentials(
-                # None would be the web's roots, and the check of the settings has refused it.
+                # Not None, which would be the web's roots: with no bytes gRPC trusts nobody.
                 root_certificates=material.ca or b"",
                 private_key=material.key,
                 certificate_chain=material.cert,
             )
             self._given = material
         return grpc.aio.secure_channel(address, self._credentials, options=CHANNEL_OPTIONS)
+
+
+PLAIN: Final = Dialler(None)

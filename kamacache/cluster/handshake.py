@@ -1,7 +1,7 @@
 """What gRPC says of a TLS handshake that failed, in words that tell what to do about it.
 
 *Process*: worker, and gRPC clients. No grpc: it is their texts that are read here, those of grpcio
-1.85 (`tests/cluster/test_handshake.py` has each of them happen).
+1.85 (`tests/client/test_access.py` has them happen).
 """
 
 from __future__ import annotations
@@ -39,29 +39,29 @@ _BY_TEXT: Final = {
     "Hostname Verification Check failed": _OTHER_NAME,
     "WRONG_VERSION_NUMBER": _PLAIN,
 }
-_SECURE_END: Final = "Secure read failed"
-_CLOSED: Final = ("Socket closed", "Connection reset by peer")
+_SECURE_END: Final = "Secure read failed"  # what follows varies, by when the other end closed
+_CLOSED: Final = (_SECURE_END, "Socket closed", "Connection reset by peer", "Broken pipe")
+_SECURE_CLOSED: Final = (
+    "it ended the TLS handshake: it may demand a client certificate (tls_cert and tls_key) of a CA "
+    "that it trusts, or find ours expired"
+)
+_PLAIN_CLOSED: Final = "it closed the connection at once: if it speaks TLS, tls_ca is needed here"
 
 
-def why_no_handshake(details: str) -> Trouble | None:
-    """Return what was wrong with certificates, None where it was something else."""
+def why_no_handshake(details: str, *, tls: bool) -> Trouble | None:
+    """Return what was wrong with certificates, None where it was something else.
+
+    ``tls``: whether this end speaks it.
+    """
     if _CONNECTING not in details:
         return None
     for text, what in _BY_TEXT.items():
         if text in details:
             tail = f" ({_tail(details)})" if what is _REFUSED else ""
             return Trouble(what + tail, certain=True)
-    if _SECURE_END in details:
-        return Trouble(
-            "it ended the TLS handshake: it may want a client certificate (tls_cert and tls_key) "
-            "from a CA that it trusts, or find ours expired",
-            certain=False,
-        )
     if any(text in details for text in _CLOSED):
-        return Trouble(
-            "it closed the connection at once: if it speaks TLS, tls_ca is needed here",
-            certain=False,
-        )
+        secure = tls or _SECURE_END in details
+        return Trouble(_SECURE_CLOSED if secure else _PLAIN_CLOSED, certain=False)
     return None
 
 

@@ -50,6 +50,15 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(m.address for m in self.members if m.address != self.own)
 
 
+def is_loopback(address: str) -> bool:
+    """Tell whether HOST:PORT is on this host, as far as its name says so; no lookup."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
 def check_address(text: str, setting: str) -> Member:
     """Read ``HOST:PORT`` or ``HOST:PORT=WEIGHT``; no lookup. Raises `ConfigError`.
 

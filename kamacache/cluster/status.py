@@ -12,6 +12,7 @@ from typing import Any, Final
 import grpc
 import msgspec
 
+from kamacache.cluster.handshake import why_no_handshake
 from kamacache.errors import (
     AccessDeniedError,
     ConfigError,
@@ -79,11 +80,12 @@ def _bounded(value: Any) -> Any:
     return value
 
 
-def from_rpc(error: grpc.RpcError, target: str) -> KamaCacheError:
+def from_rpc(error: grpc.RpcError, target: str, *, tls: bool = False) -> KamaCacheError:
     """Return the error that a call failed with as KamaCache's own.
 
     Without our trailer (the server is none of ours, or gRPC itself refused the call) the status
-    code decides the class. ``target`` names the server in the message.
+    code decides the class. ``target`` names the server in the message; ``tls``: it
+    was called over TLS.
     """
     for name, value in _part(error, "trailing_metadata") or ():
         if name == ERROR_KEY:
@@ -98,6 +100,9 @@ def from_rpc(error: grpc.RpcError, target: str) -> KamaCacheError:
     if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
         return AccessDeniedError(f"{target} refused the call: {details}")
     if code is grpc.StatusCode.UNAVAILABLE:
+        trouble = why_no_handshake(details, tls=tls)
+        if trouble is not None:
+            return NodeUnavailableError(f"no connection to the node at {target}: {trouble.what}")
         return NodeUnavailableError(f"no node answers at {target} ({details})")
     status = code.name if code is not None else "no status"
     return KamaCacheError(f"{target} answered {status}: {details}")

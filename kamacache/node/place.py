@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from kamacache.cluster.discovery.urls import parse_source
-from kamacache.cluster.membership import Member, check_address, make_membership
+from kamacache.cluster.membership import Member, check_address, is_loopback, make_membership
 from kamacache.errors import ConfigError
 from kamacache.node.address import Address
 
@@ -44,7 +44,7 @@ class Place:
         if not (self.clustered and listen.loopback):
             return None
         names = [*(peer.address for peer in self.peers), *([self.name] if self.name else [])]
-        return next((name for name in names if not _is_loopback(name)), None)
+        return next((name for name in names if not is_loopback(name)), None)
 
     def on_port(self, port: int) -> Place:
         """Return this place with the port that port 0 became."""
@@ -123,14 +123,6 @@ def _listen_name(listen: Address, text: str, *, grouped: bool) -> str | None:
             value=None,
         ) from error
     return f"{checked.rpartition(':')[0]}:{listen.port}"
-
-
-def _is_loopback(name: str) -> bool:
-    host = name.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def _own_weight(name: str, weight: int, members: tuple[Member, ...], listen: Address) -> int:

@@ -123,6 +123,8 @@ def check_peering(files: SecurityFiles, name: str) -> None:
             setting="tls_cert",
             value=files.tls_cert,
         ) from error
+    if material.client_ca is not None:  # the others', too, and this node is their client
+        prove_client(str(files.tls_cert), material.cert, material.key)
 
 
 def why_restart(old: SecurityFiles, new: SecurityFiles) -> str | None:
@@ -213,10 +215,11 @@ def _prove(files: SecurityFiles, material: Material) -> None:
         ("tls_client_ca", files.tls_client_ca, material.client_ca),
     ):
         if data is not None:
-            _prove_authorities(setting, str(path), data)
+            prove_authorities(setting, str(path), data)
 
 
-def _prove_authorities(setting: str, path: str, data: bytes) -> None:
+def prove_authorities(setting: str, path: str, data: bytes) -> None:
+    """Raise `ConfigError` unless these are certificates of CAs, and one has not expired."""
     try:
         authorities = _authorities(data)
     except ssl.SSLError as error:
@@ -262,7 +265,7 @@ def _about(path: str | None, material: Material, *, host: str | None = None) -> 
     except ssl.SSLCertVerificationError as error:
         if host is not None and error.verify_code not in (_EXPIRED, _NOT_BEGUN, _PURPOSE):
             raise
-        raise _refused(path, error) from error
+        raise _refused(path, error, "servers", "serverAuth") from error
     except ssl.SSLError as error:
         raise _unusable(path, error) from error
     der = shaken.getpeercert(binary_form=True) or b""
@@ -276,6 +279,24 @@ def _about(path: str | None, material: Material, *, host: str | None = None) -> 
             )
     found: Any = shaken.getpeercert()
     return dict(found)
+
+
+def prove_client(path: str, cert: bytes, key: bytes) -> None:
+    """Raise `ConfigError` unless a server could take the certificate, where it knows its CA."""
+    try:
+        server, client = _server(cert, key), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        client.check_hostname = False
+        client.verify_mode = ssl.CERT_NONE  # it is the other end that judges here
+        server.verify_mode = ssl.CERT_REQUIRED
+        server.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        with _as_file(cert) as cert_path, _as_file(key) as key_path:
+            client.load_cert_chain(cert_path, key_path)
+            server.load_verify_locations(cert_path)
+        _shake_hands(server, client, None)
+    except ssl.SSLCertVerificationError as error:
+        raise _refused(path, error, "clients", "clientAuth") from error
+    except (ssl.SSLError, ValueError) as error:
+        raise _unusable(path, error) from error
 
 
 def _shake_hands(server: ssl.SSLContext, client: ssl.SSLContext, host: str | None) -> ssl.SSLObject:
@@ -345,11 +366,13 @@ def _unusable(path: str | None, error: Exception) -> ConfigError:
     return ConfigError(f"tls_cert: {path}: {what}", setting="tls_cert", value=path)
 
 
-def _refused(path: str | None, error: ssl.SSLCertVerificationError) -> ConfigError:
+def _refused(
+    path: str | None, error: ssl.SSLCertVerificationError, whose: str, usage: str
+) -> ConfigError:
     what = {
         _EXPIRED: "the certificate has expired; put a new one in its place",
         _NOT_BEGUN: "the certificate is not valid yet; look at this host's clock (date)",
-        _PURPOSE: "the certificate is not one for servers; make one whose extendedKeyUsage has "
-        "serverAuth, and clientAuth, too, in a cluster",
+        _PURPOSE: f"the certificate is not one for {whose}; make one whose extendedKeyUsage has "
+        f"{usage}",
     }.get(error.verify_code, f"the certificate cannot be used: {error.verify_message}")
     return ConfigError(f"tls_cert: {path}: {what}", setting="tls_cert", value=path)

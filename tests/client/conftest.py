@@ -42,9 +42,9 @@ class Caller:
         self._runner = runner
         self.clients: list[kamacache.Client] = []
 
-    def client(self, *seeds: str, timeout: float = 10.0) -> kamacache.Client:
+    def client(self, *seeds: str, timeout: float = 10.0, **access: Any) -> kamacache.Client:
         """Return a client that is closed with the test."""
-        made = kamacache.Client(seeds, timeout=timeout)
+        made = kamacache.Client(seeds, timeout=timeout, **access)
         self.clients.append(made)
         return made
 

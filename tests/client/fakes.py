@@ -26,7 +26,14 @@ class FakeNode:
     A script returns a message, or None for the usual answer; it may raise a `KamaCacheError`.
     """
 
-    def __init__(self, values: Values | None = None, *, port: int = 0) -> None:
+    def __init__(
+        self,
+        values: Values | None = None,
+        *,
+        port: int = 0,
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
+        self._credentials = credentials
         self.values: Values = {} if values is None else values
         self.members: list[tuple[str, int]] | None = None  # None: itself alone
         self.number = 1
@@ -57,7 +64,10 @@ class FakeNode:
         self._server = grpc.server(self._pool, options=options)
         generic = grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
         self._server.add_generic_rpc_handlers((generic,))
-        self.port = self._server.add_insecure_port(self.address)
+        if self._credentials is None:
+            self.port = self._server.add_insecure_port(self.address)
+        else:
+            self.port = self._server.add_secure_port(self.address, self._credentials)
         assert self.port
         self._server.start()
 

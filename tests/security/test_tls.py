@@ -190,6 +190,21 @@ def test_a_nodes_name_must_be_in_its_certificate(
         tls.check_peering(changed(files, tls_ca=None), name)
 
 
+@needs_openssl
+def test_where_nodes_demand_certificates_of_clients_a_nodes_own_must_be_one(
+    pki: Pki, tmp_path: Path
+) -> None:
+    cert, key = tmp_path / "server.pem", tmp_path / "server.key"
+    usage = ("-addext", "extendedKeyUsage=serverAuth", "-addext", "subjectAltName=DNS:a.example")
+    self_signed(cert, key, "-newkey", "rsa:2048", *usage)
+    key.chmod(0o600)
+    files = SecurityFiles(tls_cert=str(cert), tls_key=str(key), tls_ca=pki.ca_path)
+    tls.check_peering(files, "a.example:1")
+    with pytest.raises(ConfigError, match="clientAuth"):
+        tls.check_peering(changed(files, tls_client_ca=pki.ca_path), "a.example:1")
+    tls.check_peering(pki.mutual("a.example"), "a.example:1")
+
+
 def test_a_role_has_what_was_good_last_where_the_file_was_spoiled_since(pki: Pki) -> None:
     files = pki.issue()
     check_files(files)
