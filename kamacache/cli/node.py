@@ -166,17 +166,23 @@ once.
     metavar="FILE",
     help="A secret by which the nodes of a cluster know each other; the same on all of them.",
 )
+@click.option(
+    "--check-config",
+    is_flag=True,
+    help="Say what the node would be and whether it could start, and end. Exit codes as a start "
+    "has them.",
+)
 @click.version_option(kamacache.__version__, prog_name="kamacache-node")
-def command(config: str | None, **flags: Any) -> None:
+def command(config: str | None, check_config: bool, **flags: Any) -> None:
     """Run a cache node on this host: worker processes that hold groups in shared memory.
 
     Attach to it from Python with kamacache.attach(DIR), or by KAMACACHE_RUN_DIR=DIR in the
     environment of the program.
     """
-    sys.exit(_run(config, flags))
+    sys.exit(_run(config, flags, check_only=check_config))
 
 
-def _run(config: str | None, flags: dict[str, Any]) -> int:
+def _run(config: str | None, flags: dict[str, Any], *, check_only: bool = False) -> int:
     if (reason := why_no_node()) is not None:
         return _refused(EXIT_ROLE, reason)
     environment = dict(os.environ)
@@ -187,6 +193,8 @@ def _run(config: str | None, flags: dict[str, Any]) -> int:
         settings = reread()
     except ConfigError as error:
         return _refused(EXIT_CONFIG, str(error))
+    if check_only:
+        return _check(settings, flags, environment, path)
     # Now and not at the top: --help and a wrong flag answer without loading the node.
     from kamacache.node.logs import configure_logs, node_label
     from kamacache.node.supervisor import Supervisor
@@ -200,6 +208,18 @@ def _run(config: str | None, flags: dict[str, Any]) -> int:
         return Supervisor(settings, reread=reread, on_ready=_say).run()
     except NodeEndError as error:
         return _refused(error.code, error.message) if error.code else 0
+
+
+def _check(
+    settings: NodeSettings, flags: dict[str, Any], environment: dict[str, str], path: str | None
+) -> int:
+    """Print what the node would be; return the exit code."""
+    from kamacache.node.checking import check
+
+    found = check(settings, flags, environment, read_file(path) if path else {})
+    for line in found.lines():
+        click.echo(line)
+    return found.code
 
 
 def _settings(

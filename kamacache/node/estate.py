@@ -114,7 +114,7 @@ class Estate:
         if removed:
             log.warning("cleaned up after a node that crashed", folders=removed)
         usable = 0 if found is None else found.usable_bytes(found.files(self._groups))
-        check_space(Path(settings.shm_dir), self._required_bytes() - usable)
+        check_space(Path(settings.shm_dir), self.required_bytes() - usable)
         store.warn_unless_tmpfs(settings.shm_dir)
         own_folder(self._shm_dir.parent, "shm_dir", gid=settings.socket_gid)
         # Last of all that may fail before: a start that fails leaves it for another.
@@ -168,7 +168,8 @@ class Estate:
         self._held.append(held)
         return resolved
 
-    def _required_bytes(self) -> int:
+    def required_bytes(self) -> int:
+        """Return what all files of the shared-memory folder take."""
         workers, groups = self._settings.workers, self._groups
         shards = sum(store.required_bytes(spec, workers) for spec in groups)
         words = CONTROL_BYTES + counters_bytes(len(groups)) + self._meter_sizes().bytes

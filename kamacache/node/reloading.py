@@ -46,7 +46,7 @@ from kamacache.rundir.roster import State
 from kamacache.security.check import check_files
 
 _NEVER_S: Final = float("inf")
-_FREE: Final = ("log_level", "slow_load_ms", "warm_restart_max_downtime_s")  # of NodeSettings
+_FREE: Final = ("log_level", "slow_load_ms")  # of NodeSettings
 _SWITCHES: Final = ("tls_cert", "tls_key", "tls_client_ca")  # a port has TLS for its life, or none
 _NAMES: Final = {
     "groups": "group",
@@ -266,7 +266,7 @@ class Reloading:
         )
         for caution in settings.cautions:
             if caution not in before.cautions:
-                log.warning(caution)
+                log.warning("the node is less safe than it could be", detail=caution)
         return True
 
     def _refuse(self, reason: str) -> None:

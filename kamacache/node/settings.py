@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from kamacache.errors import ConfigError
 from kamacache.limits import (
@@ -197,6 +197,17 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     return settings
 
 
+def source_of(
+    name: str, flags: Mapping[str, Any], environment: Mapping[str, str], file: Mapping[str, Any]
+) -> Literal["flag", "environment", "file"] | None:
+    """Return where a setting's value comes from; None: nobody set it."""
+    if flags.get(name) not in (None, ()):
+        return "flag"
+    if ENVIRONMENT_PREFIX + name.upper() in environment:
+        return "environment"
+    return "file" if name in file else None
+
+
 def from_layers(
     flags: Mapping[str, Any],
     environment: Mapping[str, str],
@@ -212,12 +223,13 @@ def from_layers(
     values: dict[str, Any] = {}
     for name, read in READERS.items():
         variable = ENVIRONMENT_PREFIX + name.upper()
-        if flags.get(name) not in (None, ()):
-            values[name] = read("--" + name.replace("_", "-"), flags[name])
-        elif variable in environment:
-            values[name] = read(variable, environment[variable])
-        elif name in file:
-            values[name] = read(f"{name} in the config file", file[name])
+        match source_of(name, flags, environment, file):
+            case "flag":
+                values[name] = read("--" + name.replace("_", "-"), flags[name])
+            case "environment":
+                values[name] = read(variable, environment[variable])
+            case "file":
+                values[name] = read(f"{name} in the config file", file[name])
     groups = _file_groups(file)
     layers = (
         file.get("group"),

@@ -89,6 +89,11 @@ class RunDir:
         Raises `ConfigError` where it cannot be made, belongs to another user, or is too long a
         path for a Unix socket in it.
         """
+        self.check_length()
+        own_folder(self.path, "run_dir", gid=gid)
+
+    def check_length(self) -> None:
+        """Raise `ConfigError` where the path is too long for the sockets in it."""
         longest = len(os.fsencode(self.path)) + len("/0123456789abcdef/worker-255.sock.new")
         if longest > SOCKET_PATH_BYTES_MAX:
             raise ConfigError(
@@ -97,7 +102,6 @@ class RunDir:
                 setting="run_dir",
                 value=str(self.path),
             )
-        own_folder(self.path, "run_dir", gid=gid)
 
 
 def own_folder(path: Path, setting: str, *, gid: int | None = None) -> None:
