@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Final
 
 COMMANDS: Final = {
-    name: f"kamacache.cli.admin.{name}"
-    for name in ("stats",)
+    name: f"kamacache.cli.admin.{name}" for name in ("stats", "ring", "peers", "drain", "flush")
 }
 """The modules, each with a click command named ``command``."""

@@ -111,6 +111,8 @@ def duration(seconds: float | None) -> str:
     """Return a time with the unit that suits it."""
     if seconds is None:
         return UNKNOWN
+    if not seconds:
+        return "0 s"
     if seconds < 0.001:
         return f"{seconds * 1e6:.0f} us"
     if seconds < 1:
