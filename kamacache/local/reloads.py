@@ -44,7 +44,8 @@ def take_reload(context: RoleContext, *appliers: Apply) -> None:
         try:
             apply(live)
         except Exception:
-            log.exception("a reload could not be taken up", extra={"reload": live.number})
+            log.exception("a reload could not be taken up", extra={"number": live.number})
+    log.debug("a reload was taken up", extra={"number": live.number})
 
 
 def follow_reloads(context: RoleContext, loop: asyncio.AbstractEventLoop, *appliers: Apply) -> None:
