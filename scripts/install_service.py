@@ -42,9 +42,16 @@ def plan(root: Path) -> list[tuple[File, str]]:
     """Return each file with what is to be done: install, replace, or nothing but keep."""
     found = []
     for file in FILES:
-        there = (root / file.target).exists()
+        there = _is_there(root / file.target)
         found.append((file, "keep" if there and file.keeps else "replace" if there else "install"))
     return found
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:  # the folder of the settings is not for everybody
+        return True
 
 
 def install(root: Path, prefix: str) -> None:

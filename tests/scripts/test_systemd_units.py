@@ -76,6 +76,7 @@ def test_what_the_unit_runs_is_what_the_command_understands() -> None:
         told = dict(command.make_context(program, arguments).params)
         assert told.pop("config") == "/etc/kamacache/node.toml"
         assert told["run_dir"] == "${RUNTIME_DIRECTORY}"
+    assert "--check-config" in unit["ExecReload"][0]
     assert unit["ExecReload"][-1] == "/bin/kill -HUP $MAINPID"
 
 
