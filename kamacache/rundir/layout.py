@@ -125,7 +125,7 @@ def own_folder(path: Path, setting: str, *, gid: int | None = None) -> None:
         if gid is None:
             os.chmod(path, 0o700)
         else:
-            os.chown(path, -1, gid)
+            _give(path, gid)
             os.chmod(path, 0o750)
     except OSError as error:
         raise ConfigError(
@@ -133,6 +133,18 @@ def own_folder(path: Path, setting: str, *, gid: int | None = None) -> None:
             f"choose another {setting}",
             setting=setting,
             value=str(path),
+        ) from error
+
+
+def _give(path: Path, gid: int) -> None:
+    try:
+        os.chown(path, -1, gid)
+    except OSError as error:  # EPERM: not a member; EINVAL: a user namespace has no such group
+        raise ConfigError(
+            f"{path} cannot be given to group {gid}: {error.strerror}; the node's user must be a "
+            "member of --socket-group (SupplementaryGroups= in a systemd unit, and PrivateUsers=no)",
+            setting="socket_group",
+            value=str(gid),
         ) from error
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from kamacache.errors import ConfigError
 from kamacache.rundir.layout import RunDir, SupervisorLock, default_run_dir
+from tests.node_process import ROOT
 
 
 def test_two_run_directories_have_different_shm_folders(short_dir: Path) -> None:
@@ -47,6 +48,37 @@ def test_directory_of_another_user_is_refused(short_dir: Path) -> None:
     os.chown(short_dir / "run", 12345, -1)
     with pytest.raises(ConfigError, match="12345"):
         RunDir(short_dir / "run").prepare()
+
+
+# Imports first: the other user may not be allowed to read the library's folder.
+GIVE = """
+import os, sys
+from kamacache.errors import ConfigError
+from kamacache.rundir.layout import RunDir
+os.setgroups([])
+os.setgid(12345)
+os.setuid(12345)
+try:
+    RunDir(sys.argv[1]).prepare(gid=54321)
+except ConfigError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be another user")
+def test_a_group_that_the_user_is_not_in_is_refused_with_the_remedy(short_dir: Path) -> None:
+    short_dir.chmod(0o777)
+    done = subprocess.run(
+        [sys.executable, "-c", GIVE, str(short_dir / "run")],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert "cannot be given to group 54321: Operation not permitted" in done.stdout
+    assert "member of --socket-group" in done.stdout
 
 
 def test_default_run_dir_follows_the_environment(
