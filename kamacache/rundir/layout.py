@@ -142,7 +142,7 @@ def _give(path: Path, gid: int) -> None:
     except OSError as error:  # EPERM: not a member; EINVAL: a user namespace has no such group
         raise ConfigError(
             f"{path} cannot be given to group {gid}: {error.strerror}; the node's user must be a "
-            "member of --socket-group (SupplementaryGroups= in a systemd unit, and PrivateUsers=no)",
+            "member of --socket-group (in a systemd unit: SupplementaryGroups=, PrivateUsers=no)",
             setting="socket_group",
             value=str(gid),
         ) from error
