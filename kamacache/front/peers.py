@@ -147,6 +147,9 @@ class PeersServicer:
         if len(self._streams) >= self._streams_max:
             self.warn("a peer link too many is refused", limit=self._streams_max)
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many peer links")
+        # Now and by itself: where a first write is cancelled on its way, gRPC believes that these
+        # have not gone out, cannot send the status behind them, and the call stands for ever.
+        await context.send_initial_metadata(())
         admitted = None
         try:
             if self.porter.trust.secrets is not None:

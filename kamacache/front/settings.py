@@ -13,6 +13,7 @@ from kamacache.limits import (
     BATCH_KEYS_MAX,
     DRAIN_TIMEOUT_S,
     FRONT_CONNECTIONS_MAX,
+    FRONT_IDLE_S,
     METADATA_BYTES_MAX,
     REQUEST_ARRIVES_S,
     TLS_HANDSHAKE_S,
@@ -47,6 +48,8 @@ class FrontSettings:
     keepalive_ms: int = 60_000
     """A connection that is silent for so long is asked for a sign of life."""
     keepalive_timeout_ms: int = 20_000
+    idle_ms: int = FRONT_IDLE_S * 1_000
+    """A connection without a call for so long is closed; its channel opens another."""
     request_s: float = REQUEST_ARRIVES_S
     """For a call's request to arrive, once the call has begun."""
     connections_max: int = FRONT_CONNECTIONS_MAX
@@ -88,8 +91,11 @@ class FrontSettings:
             # Above the first, gRPC refuses some calls, and above the second all.
             ("grpc.max_metadata_size", METADATA_BYTES_MAX // 2),
             ("grpc.absolute_max_metadata_size", METADATA_BYTES_MAX),
+            ("grpc.max_connection_idle_ms", self.idle_ms),
             ("grpc.keepalive_time_ms", self.keepalive_ms),
             ("grpc.keepalive_timeout_ms", self.keepalive_timeout_ms),
+            # Without it grpcio 1.85 gives the answer a minute, whatever the option above says.
+            ("grpc.http2.ping_timeout_ms", self.keepalive_timeout_ms),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.server_handshake_timeout_ms", int(self.handshake_s * 1000)),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", self.ping_every_ms_min),
