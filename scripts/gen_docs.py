@@ -13,6 +13,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,8 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from kamacache.cli.node import command  # noqa: E402
+from kamacache.http.measures import SECTIONS  # noqa: E402
+from kamacache.limits import CALL_SECONDS_BUCKETS, LOAD_SECONDS_BUCKETS  # noqa: E402
 from kamacache.node.settings import ENVIRONMENT_PREFIX, READERS  # noqa: E402
 
 
@@ -49,8 +52,36 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
+def metrics_table(section: str) -> str:
+    """Return the metrics of a section as rows of a table."""
+    rows = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    for measure in SECTIONS[section]:
+        labels = ", ".join(f"`{label}`" for label in measure.labels)
+        unit = f", {measure.unit}" if measure.unit else ""
+        rows.append(
+            f"| `{measure.name}` | {measure.kind}{unit} | {labels} | {_cell(measure.meaning)} |"
+        )
+    return "\n".join(rows)
+
+
+def buckets_table() -> str:
+    """Return the bounds of the histograms."""
+    rows = ["| histograms | upper bounds of the buckets, in seconds |", "|---|---|"]
+    for what, bounds in (
+        ("of loads", LOAD_SECONDS_BUCKETS),
+        ("of calls: to peers, gRPC, HTTP", CALL_SECONDS_BUCKETS),
+    ):
+        rows.append(f"| {what} | {', '.join(f'{bound:g}' for bound in bounds)}, +Inf |")
+    return "\n".join(rows)
+
+
 TABLES: Final[dict[str, tuple[str, Callable[[], str]]]] = {
     "flags": ("docs/operations.md", flags_table),
+    "buckets": ("docs/metrics.md", buckets_table),
+    **{
+        f"metrics of {section.lower()}": ("docs/metrics.md", partial(metrics_table, section))
+        for section in SECTIONS
+    },
 }
 
 

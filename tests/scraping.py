@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from kamacache.http.metrics import encoded
+from kamacache.local.observing import observe
 
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
@@ -47,12 +52,21 @@ class Scrape:
 
 
 def scrape(api: str, accept: str = "text/plain", timeout_s: float = 10.0) -> Scrape:
-    """Ask a node for its metrics."""
+    """Ask a node for its metrics over HTTP; they may be `SNAPSHOT_EVERY_S` old."""
     request = urllib.request.Request(f"http://{api}/metrics", headers={"accept": accept})
     with OPENER.open(request, timeout=timeout_s) as reply:
-        found = Scrape(reply.read().decode(), dict(reply.headers.items()))
-    parse: Callable[..., object] = parse_open if accept == OPEN_METRICS else parse_text
-    for family in parse(found.text):  # type: ignore[attr-defined]
+        return _read(reply.read().decode(), dict(reply.headers.items()), accept == OPEN_METRICS)
+
+
+def fresh(run_dir: str | os.PathLike[str]) -> Scrape:
+    """Return the metrics of a node as they are now, made in this process."""
+    return _read(encoded(observe(run_dir), open_metrics=False).decode(), {}, False)
+
+
+def _read(text: str, headers: Mapping[str, str], opened: bool) -> Scrape:
+    found = Scrape(text, headers)
+    parse: Callable[[str], Iterable[Any]] = parse_open if opened else parse_text
+    for family in parse(text):
         found.types[family.name] = family.type
         for sample in family.samples:
             key = sample.name, frozenset(sample.labels.items())

@@ -3,7 +3,8 @@
 *Process*: front, on its loop. *Owns*: this front's region of the node's meters, which outlives the
 process. A call whose caller gave it up, or whose deadline passed, counts as CANCELLED.
 
-*Cost*: 2 % of the instructions of a Get that is a hit (docs/metrics.md says how it was counted).
+*Cost*: 9,300 instructions a call, of 576,000 that a Get takes at both ends (callgrind, a server and
+a client in one process, 600 calls less 200; CPython 3.11).
 """
 
 from __future__ import annotations

@@ -129,6 +129,7 @@ class PeersServicer:
         self.split: Final = Split(about.hash_seed, about.workers)
         self.draining = False
         self.partial_bytes = 0  # of half frames, over all streams
+        self.on_streams: Callable[[int], None] = lambda count: None  # told how many there are
         self._repeated = RepeatedLog(log)
         self._streams: set[PeerStream] = set()
         self._streams_max: Final = streams_max
@@ -156,10 +157,12 @@ class PeersServicer:
                 admitted = await self.porter.admit(context, self._is_own)
             stream = PeerStream(self, context, asyncio.get_running_loop(), admitted)
             self._streams.add(stream)
+            self.on_streams(len(self._streams))
             try:
                 await stream.serve()
             finally:
                 self._streams.discard(stream)
+                self.on_streams(len(self._streams))
         except UnprovenError as error:
             self.warn(str(error), peer=error.peer, client=context.peer())
             await context.abort(error.code, error.told)

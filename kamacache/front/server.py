@@ -66,6 +66,7 @@ class FrontServer:
         )
         self._server.add_registered_method_handlers(SERVICE.full_name, handlers)
         if peers is not None:
+            peers.on_streams = meter.peer_streams
             self._server.add_generic_rpc_handlers((peers.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE.full_name, HEALTH_NAME, reflection.SERVICE_NAME)

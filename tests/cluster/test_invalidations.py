@@ -199,6 +199,8 @@ class QueueMachine(RuleBasedStateMachine):
         assert self.queue._items <= self.ITEMS_MAX
         assert self.queue.pending <= self.ITEMS_MAX + 2 * 3
         assert bool(self.due) <= bool(self.queue.pending)
+        waits = [*self.queue._since_s.values(), *self.queue._cut_since_s.values()]
+        assert bool(waits) == bool(self.queue.pending)  # there is an age as long, and no longer
 
     def teardown(self) -> None:
         self.queue.restart()
@@ -254,3 +256,54 @@ def test_a_whole_flush_stays_one_until_it_is_acknowledged() -> None:
     assert not [t for _, t in taken(queue) if isinstance(t, Flush)]
     queue.flush_all()
     assert [t.whole for _, t in taken(queue) if isinstance(t, Flush)] == [False]
+
+
+class Seconds:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_the_lag_is_the_age_of_the_oldest_that_is_not_acknowledged() -> None:
+    seconds = Seconds()
+    queue = InvalidationQueue(Clock(), batch_keys_max=2, now_s=seconds)
+    assert queue.lag_s == 0
+    queue.add("a", [(b"x", 1)])
+    seconds.now_s += 1
+    queue.add("b", [(b"y", 1)])
+    seconds.now_s += 2
+    assert queue.lag_s == 3
+    (first, _), (second, _) = taken(queue)
+    assert queue.lag_s == 3  # under way, and as old
+    queue.acknowledged(first)
+    assert queue.lag_s == 2
+    queue.failed(second)
+    assert queue.lag_s == 2
+    ((again, _),) = taken(queue)
+    queue.acknowledged(again)
+    assert queue.lag_s == 0
+    seconds.now_s += 60
+    queue.add("a", [(b"x", 2)])
+    assert queue.lag_s == 0
+
+
+def test_the_lag_outlives_a_broken_link_and_the_flush_that_takes_the_place_of_keys() -> None:
+    seconds = Seconds()
+    queue = InvalidationQueue(Clock(), items_max=3, now_s=seconds)
+    queue.add("a", [(b"1", 1), (b"2", 1)])
+    seconds.now_s += 5
+    queue.next()
+    queue.add("a", [(b"3", 1), (b"4", 1)])  # one too many: the group is flushed
+    assert queue.lag_s == 5
+    taken(queue)
+    queue.take_back()
+    assert queue.lag_s == 5
+    queue.restart()
+    seconds.now_s += 1
+    assert queue.lag_s == 6
+    ((ticket, told),) = taken(queue)
+    assert isinstance(told, Flush)
+    queue.acknowledged(ticket)
+    assert queue.lag_s == 0

@@ -233,3 +233,13 @@ def test_the_place_of_a_key_is_its_hash_and_the_point_of_its_owner() -> None:
         assert 0 <= digest < 1 << 64
         assert point in ring._points
         assert ring._owners[ring._points.index(point)] == ring.owner(key)
+
+
+def test_shares_are_those_that_keys_see_and_sum_to_one() -> None:
+    ring = Ring([Member("a:1", 2), Member("b:1"), Member("c:1")])
+    shares = ring.shares()
+    assert sum(shares.values()) == pytest.approx(1.0)
+    seen = Counter(ring.owners_of(KEYS))
+    for address, share in shares.items():
+        assert share == pytest.approx(seen[address] / len(KEYS), rel=0.05)
+    assert Ring([Member("a:1")]).shares() == {"a:1": 1.0}

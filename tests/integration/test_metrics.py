@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,11 +18,12 @@ import psutil
 import pytest
 
 import kamacache
+from kamacache.http.measures import MEASURES
 from kamacache.limits import SNAPSHOT_EVERY_S, WORKER_ASKED_S
 from tests.attached_estate import Estate
 from tests.attached_process import AttachedProcess
 from tests.node_process import NodeProcess
-from tests.scraping import OPEN_METRICS, OPENER, Scrape, scrape
+from tests.scraping import OPEN_METRICS, OPENER, Scrape, fresh, scrape
 
 pytestmark = pytest.mark.integration
 
@@ -47,11 +49,7 @@ def node(place: Estate) -> Iterator[NodeProcess]:
 
 @pytest.fixture
 def metrics(node: NodeProcess) -> Callable[[], Scrape]:
-    def ask() -> Scrape:
-        time.sleep(SNAPSHOT_EVERY_S)  # else it may be the one that was made before
-        return scrape(api_of(node))
-
-    return ask
+    return lambda: fresh(node.run_dir)
 
 
 def api_of(node: NodeProcess) -> str:
@@ -68,13 +66,10 @@ def kill(node: NodeProcess, title: str, wait_until: WaitUntil) -> None:
     role, _, index = title.partition(" ")
 
     def back() -> bool:
-        fresh = node.role(title)
-        if fresh is None or fresh.pid == found.pid:
+        successor = node.role(title)
+        if successor is None or successor.pid == found.pid:
             return False
-        try:
-            told = scrape(api_of(node))
-        except OSError:
-            return False
+        told = fresh(node.run_dir)
         return told.of("kamacache_process_ready", role=role, index=index) == 1
 
     wait_until(back, 20)
@@ -119,6 +114,7 @@ def test_no_counter_goes_down_whichever_process_dies(
     with kamacache.Client([listen]) as client:
         client.group("plain").set("down", b"1")
         client.group("plain").get("down")
+    scrape(api_of(node))
     seen = metrics()
     assert seen.of("kamacache_grpc_requests_total", method="Get", code="OK") >= 1
     assert seen.of("kamacache_http_requests_total", handler="metrics", code="200") >= 1
@@ -193,7 +189,7 @@ def test_a_hung_worker_costs_its_own_numbers_of_now_and_no_more(
         "kamacache_worker_getters_hung",
     }
     assert all(("worker", "1") in labels for _, labels in missing)
-    wait_until(lambda: scrape(api_of(node)).of("kamacache_worker_answered") == 2)
+    wait_until(lambda: metrics().of("kamacache_worker_answered") == 2)
 
 
 def test_both_formats_tell_the_same(node: NodeProcess) -> None:
@@ -202,6 +198,8 @@ def test_both_formats_tell_the_same(node: NodeProcess) -> None:
     assert opened.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
     assert opened.text.endswith("# EOF\n")
     assert text.samples.keys() == opened.samples.keys()
+    told = re.findall(r"^# TYPE (\w+) (\w+)$", text.text, re.MULTILINE)
+    assert told == [(measure.name, measure.kind) for measure in MEASURES]
     assert "content-encoding" not in text.headers
 
 

@@ -164,3 +164,17 @@ def test_counters_of_a_node_that_is_gone_are_let_go(tmp_path: Path) -> None:
     assert opened() <= before + 2  # the file and its mapping
     opened_last.close()
     assert opened() == before
+
+
+def test_all_totals_are_the_totals_of_each_group(counters: Counters) -> None:
+    counters.claim(0).add([3, 2, 1])
+    counters.claim(1).add([10])
+
+    def child() -> None:
+        counters.claim(0).add([5])
+
+    assert in_child(child) == 0
+    assert counters.all_totals() == [counters.totals(0), counters.totals(1)]
+    assert counters.fold() == 1
+    assert counters.all_totals() == [counters.totals(0), counters.totals(1)]
+    assert counters.all_totals()[0]["gets"] == 8
