@@ -26,7 +26,7 @@ from typing import Final
 
 from kamacache.limits import LOG_LINE_BYTES_MAX
 
-_LOST: Final = "log lines were lost, since nobody read them"
+_LOST: Final = "log lines before were lost, since nobody read them"
 _UNFORMATTED: Final = "a log line could not be formatted"
 
 
@@ -35,6 +35,7 @@ class Stderr:
 
     def __init__(self, fd: int = 2) -> None:
         self._torn = False  # a part of a piece is out, without its end
+        self.close: Callable[[], None] = lambda: None  # what was opened here, not ``fd``
         self._write: Callable[[bytes], int] = self._open(fd)
 
     def write(self, text: str) -> bool:
@@ -57,6 +58,7 @@ class Stderr:
             mode = os.fstat(fd).st_mode
             if stat.S_ISSOCK(mode):
                 end = socket.socket(fileno=os.dup(fd))
+                self.close = end.close
                 return lambda data: end.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError:  # closed: nobody wants to know
             return len
@@ -65,6 +67,7 @@ class Stderr:
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         with contextlib.suppress(OSError):  # another user's, or no /proc
             own = os.open(f"/proc/self/fd/{fd}", flags)
+            self.close = lambda: os.close(own)
             return lambda data: os.write(own, data)
         poll = select.poll()
         poll.register(fd, select.POLLOUT)
@@ -90,15 +93,13 @@ class StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record as a line; never blocks, never raises."""
-        if self.lost:
-            note = _record(record.name, _LOST)
-            note.lines = self.lost
-            if not self.stderr.write(self._line(note)):
-                self.lost += 1
-                return
-            self.lost = 0
         if not self.stderr.write(self._line(record)):
             self.lost += 1
+        elif self.lost:  # after a line that had room: a short one has some where others have not
+            note = _record(record.name, _LOST)
+            note.lines = self.lost
+            if self.stderr.write(self._line(note)):
+                self.lost = 0
 
     def _line(self, record: logging.LogRecord) -> str:
         try:
