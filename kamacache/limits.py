@@ -66,7 +66,15 @@ SECRETS_SETTLE_S: Final = 1.0  # for which they must stay as they are before the
 KEPT_NOTE_BYTES_MAX: Final = 4 << 20  # of the note on what a node left
 WARM_RESTART_DOWNTIME_S: Final = 60.0  # shards of a node that stopped longer ago are thrown away
 WARM_RESTART_DOWNTIME_MAX_S: Final = 3_600.0  # that this may be set to
-WARM_SETTLE_S: Final = 3.0  # for the other nodes to tell what they wrote meanwhile
+WARM_SETTLE_S: Final = 10.0  # for the other nodes to tell what they wrote meanwhile
+WARM_REACH_S: Final = 3.0  # for all of them to be reached
+WARM_ASK_EVERY_S: Final = 0.05
+WARM_ASKED_S: Final = 1.0  # for one answer
+WARM_MARGIN_MS: Final = 2_000  # that a node must have collected writes before another left
+FAREWELL_S: Final = 1.0  # for a worker that ends: until all nodes have heard of its last writes
+FAREWELL_BYTES_MAX: Final = 4 << 20
+NODES_LEFT_MAX: Final = 1_024  # nodes that left the cluster, which are remembered
+FLUSH_SLOTS: Final = 1 << 16  # dropped in one turn of the loop by a worker that serves nobody yet
 
 # Peers: the other nodes of a cluster.
 MEMBERS_MAX: Final = 1_024  # nodes of one cluster

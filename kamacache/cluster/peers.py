@@ -16,16 +16,31 @@ that this node owns may still lie elsewhere: `holder_before` names where.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final, Protocol
 
+from kamacache.clock import boottime_ms
+from kamacache.cluster.farewell import Farewell
 from kamacache.cluster.membership import Member, Membership
 from kamacache.cluster.owed import OwedFile
 from kamacache.cluster.ring import Ring
-from kamacache.limits import HANDOFF_S, PEERS_DEPARTED_MAX, RECENT_ITEMS_MAX
+from kamacache.limits import (
+    HANDOFF_S,
+    NODES_LEFT_MAX,
+    PEERS_DEPARTED_MAX,
+    RECENT_ITEMS_MAX,
+    WARM_MARGIN_MS,
+)
 from kamacache.wire.messages import Reply, Request
 
 RINGS_BEFORE_MAX: Final = 4  # a ring takes 0.1 MB a node; a list of peers may flap
+
+# Whether a node that was away has been told all that was written meanwhile; the least of what all
+# workers say holds.
+TOLD_NEVER: Final = 0  # something may be lost
+TOLD_NOT_YET: Final = 1
+TOLD_ALL: Final = 2
+TOLD_WATCHED: Final = 3  # and this node saw all the while who came and went
 
 Outcome = Reply | Exception
 Done = Callable[[Outcome], None]
@@ -66,11 +81,14 @@ class Peers:
         close: Callable[[Link], None],
         owed: OwedFile,
         handoff_s: float = HANDOFF_S,
+        farewell: Farewell | None = None,
+        clock_ms: Callable[[], int] = boottime_ms,
     ) -> None:
         """``make_link`` is given the address, and the link there was to it before.
 
         ``close`` is given the link to a node that left; it sees to its end. ``owed`` is what a
-        former worker left, and outlives this one.
+        former worker left, and outlives this one; ``farewell`` is what it said at its end, None
+        where it did not end in order.
         """
         self._make_link: Final = make_link
         self._clock_s: Final = clock_s
@@ -79,6 +97,12 @@ class Peers:
         self._handoff_s: Final = handoff_s
         self._ring = Ring([Member("")])
         self._links: dict[str, Link | None] = {"": None}
+        self._clock_ms: Final = clock_ms
+        self._began_ms: Final = clock_ms()
+        # From when on all that was written is told to a node, or is still in its link's queue.
+        self._since_ms: dict[str, int] = {}
+        self._since_before: Final = {} if farewell is None else farewell.since_ms
+        self._left_ms: dict[str, int] = {} if farewell is None else dict(farewell.left_ms)
         # Links to nodes that left. Should one come back with its memory, it must drop what was
         # written meanwhile: so these links still collect it.
         self._departed: dict[str, Link] = {}
@@ -124,15 +148,32 @@ class Peers:
             if link is not None:
                 self._close(link)
                 self._departed[address] = link
+                self._note_left(address)
         self._links[membership.own] = None
         for address in sorted(wanted - self._links.keys()):
             former = self._departed.pop(address, None)
             link = self._links[address] = self._make_link(address, former)
             if former is None:
                 self._tell_recent(link)
+                self._note_begun(address, first=first)
             link.start()
         for address in [*self._departed][:-PEERS_DEPARTED_MAX]:
             del self._departed[address]
+            self._since_ms.pop(address, None)
+
+    def _note_begun(self, address: str, *, first: bool) -> None:
+        """Take note of how far back this worker knows what a node is to be told."""
+        if first:  # what a worker before this one collected is in the file of what is owed
+            since_ms = self._since_before.get(address, self._began_ms)
+        else:
+            since_ms = max(self._began_ms, self._clock_ms() - int(self._handoff_s * 1000))
+        self._since_ms[address] = since_ms
+
+    def _note_left(self, address: str) -> None:
+        self._left_ms.pop(address, None)
+        self._left_ms[address] = self._clock_ms()
+        for oldest in [*self._left_ms][:-NODES_LEFT_MAX]:
+            del self._left_ms[oldest]
 
     def recall(self) -> None:
         """Take over what a former worker of this place could not tell; once, after `update`."""
@@ -150,6 +191,37 @@ class Peers:
         """Forget what is owed to nodes that have been told; for the worker to call now and then."""
         self._owed.settle(
             {link.address for link in self.links if not link.up or link.pending_invalidations}
+        )
+
+    def told(self, address: str, away_ms: int, members: Collection[str]) -> int:
+        """Tell whether a node that was away knows all that this worker wrote meanwhile.
+
+        ``members`` are those that it asks, itself included: a node that it does not ask must not
+        have been one of ours since it left.
+        """
+        since_ms = self._clock_ms() - away_ms - WARM_MARGIN_MS
+        if any(left > since_ms and who not in members for who, left in self._left_ms.items()):
+            return TOLD_NEVER
+        link = self._links.get(address)
+        if link is None:  # it is no member yet
+            return TOLD_NOT_YET
+        if self._since_ms[address] > since_ms:
+            return TOLD_NEVER
+        others = [a for a in self._links if a and a not in members]
+        if others or not link.up or link.pending_invalidations:
+            return TOLD_NOT_YET
+        return TOLD_WATCHED if self._began_ms <= since_ms else TOLD_ALL
+
+    def farewell(self) -> Farewell:
+        """Return what a successor must know; what is not told is owed from now on."""
+        known = {**self._departed, **{link.address: link for link in self.links}}
+        behind = [address for address, link in known.items() if link.pending_invalidations]
+        self._owed.add_flush(behind)
+        current = {link.address for link in self.links}
+        return Farewell(
+            unheard=behind,
+            since_ms={a: since for a, since in self._since_ms.items() if a in current},
+            left_ms=self._left_ms,
         )
 
     def link_changed(self, link: Link) -> None:

@@ -23,6 +23,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
     def __init__(self, services: tuple[str, ...], *, watchers_max: int) -> None:
         self._services = frozenset(("", *services))
         self._draining = asyncio.Event()
+        self.settling = False  # not yet serving
         self._watchers = 0
         self._watchers_max = watchers_max
 
@@ -31,7 +32,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         self._draining.set()
 
     def _reply(self) -> health_pb2.HealthCheckResponse:
-        status = NOT_SERVING if self._draining.is_set() else SERVING
+        status = NOT_SERVING if self.settling or self._draining.is_set() else SERVING
         return health_pb2.HealthCheckResponse(status=status)
 
     async def Check(  # noqa: N802

@@ -13,6 +13,7 @@ SIGINT stays ignored: a terminal sends it to the whole process group, and the su
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 
@@ -20,8 +21,11 @@ from kamacache.cluster.environment import set_grpc_environment
 from kamacache.cluster.membership import MembershipReader
 from kamacache.errors import ConfigError
 from kamacache.front.settings import FrontSettings
+from kamacache.limits import WARM_ASK_EVERY_S
 from kamacache.local.reloads import follow_reloads
 from kamacache.rundir.context import RoleContext
+from kamacache.rundir.control import SERVE_UNTIL, ControlReader
+from kamacache.rundir.description import NodeDescription
 
 log = logging.getLogger("kamacache.front")
 
@@ -75,7 +79,8 @@ async def _serve(context: RoleContext, settings: FrontSettings) -> None:
         workers = NodeMapping(about, in_node=True).async_links
         trust = Trust()
         trust.apply(context.live)
-        peers = PeersServicer(engines, workers, about, trust=trust)
+        settling = context.unsettled is not None
+        peers = PeersServicer(engines, workers, about, trust=trust, settling=settling)
     certificates = Certificates(context.live.security)
     credentials = server_credentials(certificates)
     access = Access()
@@ -84,10 +89,14 @@ async def _serve(context: RoleContext, settings: FrontSettings) -> None:
     server = FrontServer(
         engines, settings, membership.current, peers, credentials, access, meters=meters
     )
+    server.settle(settling=context.unsettled is not None)
     await server.start()
     appliers = [certificates.reload, access.apply, *([peers.apply] if peers else [])]
     follow_reloads(context, loop, *appliers)
     context.report_ready()
+    if context.unsettled is not None:
+        await _settled(about, told)
+        server.settle(settling=False)
     await told.wait()
     if not at_once.is_set():
         log.info("the front drains")
@@ -98,3 +107,12 @@ async def _serve(context: RoleContext, settings: FrontSettings) -> None:
         if draining.done():
             await draining  # its error, where it had one
     await server.stop()
+
+
+async def _settled(about: NodeDescription, told: asyncio.Event) -> None:
+    """Return when the supervisor lets the node serve, or ends it."""
+    control = ControlReader(about.control_path)
+    while not control.words[SERVE_UNTIL] and not told.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(told.wait(), WARM_ASK_EVERY_S)
+    control.close()

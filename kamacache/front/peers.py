@@ -27,9 +27,16 @@ from typing import Any, Final, Protocol, cast
 import grpc
 
 from kamacache.clock import boottime_ms
+from kamacache.cluster.peers import TOLD_NOT_YET
 from kamacache.cluster.proving import Trust
 from kamacache.cluster.stream import FrameSender, FrameSplitter
-from kamacache.errors import AccessDeniedError, ConfigError, KamaCacheError, to_fields
+from kamacache.errors import (
+    AccessDeniedError,
+    ConfigError,
+    KamaCacheError,
+    NodeUnavailableError,
+    to_fields,
+)
 from kamacache.front.engine import Engine
 from kamacache.front.proving import Admitted, Porter, UnprovenError, unwanted
 from kamacache.front.splitting import (
@@ -53,7 +60,8 @@ from kamacache.limits import (
 from kamacache.repeated import RepeatedLog
 from kamacache.rundir.description import NodeDescription
 from kamacache.rundir.live import LiveSettings
-from kamacache.store.served import NO_READS, Told
+from kamacache.store.served import NO_READS
+from kamacache.store.served import Told as HitTold
 from kamacache.v1 import kamacache_pb2 as pb
 from kamacache.wire.frames import FrameError, frame
 from kamacache.wire.messages import (
@@ -81,6 +89,7 @@ from kamacache.wire.messages import (
     Request,
     Set,
     SetMany,
+    Told,
     Value,
     Welcome,
     decode_request,
@@ -119,8 +128,12 @@ class PeersServicer:
         *,
         streams_max: int = PEER_STREAMS_MAX,
         trust: Trust | None = None,
+        settling: bool = False,
     ) -> None:
-        """``trust`` has the secret by which the nodes know each other; None: they do without."""
+        """``trust`` has the secret by which the nodes know each other; None: they do without.
+
+        ``settling``: the node does not serve yet, as it may have missed writes.
+        """
         self.engines: Final = dict(engines)
         self.workers: Final = workers
         self.about: Final = about
@@ -128,6 +141,7 @@ class PeersServicer:
         self.porter: Final = Porter(trust or Trust(), self.name)
         self.split: Final = Split(about.hash_seed, about.workers)
         self.draining = False
+        self.settling = settling
         self.partial_bytes = 0  # of half frames, over all streams
         self.on_streams: Callable[[int], None] = lambda count: None  # told how many there are
         self._repeated = RepeatedLog(log)
@@ -168,7 +182,7 @@ class PeersServicer:
             await context.abort(error.code, error.told)
 
     def _is_own(self, hello: Hello) -> bool:
-        return hello.node_id == self.about.epoch or hello.node == self.name
+        return hello.node_id == self._life or hello.node == self.name
 
     def apply(self, live: LiveSettings) -> None:
         """Take the peers' secret of a reload; links that do not know it end soon."""
@@ -189,16 +203,26 @@ class PeersServicer:
         for stream in [*self._streams]:
             stream.drain()
 
+    def settled(self) -> None:
+        """Serve; who took this node for one that drains meanwhile is to say hello again."""
+        self.settling = False
+        for stream in [*self._streams]:
+            stream.settled()
+
+    @property
+    def _life(self) -> str:
+        return self.about.memory or self.about.epoch
+
     def welcome(self, hello: Hello) -> Welcome:
         """Answer who says hello, and tell the workers that it is there."""
-        if hello.node_id != self.about.epoch and not self.draining:
+        if hello.node_id != self._life and not self.draining:
             self._tell_workers(hello.node)
         return Welcome(
             hello.id,
             PEER_FORMAT,
             self.name,
-            self.about.epoch,
-            draining=self.draining,
+            self._life,
+            draining=self.draining or self.settling,
             clock_ms=boottime_ms(),
         )
 
@@ -262,8 +286,12 @@ class PeerStream:
             Flush: self._flush,
             Ping: self._ping,
             Hello: self._hello,
+            Told: self._told,
             Proof: self._renew,
         }
+        if servicer.settling:  # for all its life: it is ended when that is over
+            for kind in (Get, GetMany, Gets, Set, Delete, SetMany, DeleteMany):
+                self._table[kind] = self._refuse
         if admitted is not None:
             welcome = self._hello(admitted.hello)
             welcome.proof = admitted.answer
@@ -322,6 +350,10 @@ class PeerStream:
         self._last_asked = True
         if not self._tasks:
             self._ending.set()
+
+    def settled(self) -> None:
+        """End when what was answered is written; the peer dials again, a node that serves."""
+        self._ending.set()
 
     async def _end(self) -> None:
         """Return when the peer has all its answers."""
@@ -404,6 +436,25 @@ class PeerStream:
         self._peer = request.node or "?"
         return self._servicer.welcome(request)
 
+    def _refuse(self, request: Request) -> Reply | None:
+        raise NodeUnavailableError(f"{self._servicer.name} has just come back and is not ready")
+
+    def _told(self, request: Told) -> Reply | None:
+        self._begin(request, self._least_told(request))
+        return None
+
+    async def _least_told(self, request: Told) -> Reply:
+        """Ask all workers: each of them has a link of its own to who asks."""
+        shards = range(self._servicer.about.workers)
+        about = request.peer, request.away_ms, request.members
+        parts = [
+            (shard, like(request, Told(peer=about[0], away_ms=about[1], members=about[2])))
+            for shard in shards
+        ]
+        replies = await self._ask_each(parts)
+        said = [r.count if type(r) is Done else TOLD_NOT_YET for r in replies]
+        return Done(request.id, min(said))
+
     def _get(self, request: Get) -> Reply | None:
         key = request.key
         if key in self._dropping:
@@ -429,7 +480,7 @@ class PeerStream:
             whole = whole_values(request, answers, ttls, versions)
             if whole is not None:
                 return whole
-        found: dict[bytes, Told] = {}
+        found: dict[bytes, HitTold] = {}
         missing: dict[bytes, None] = {}
         for key, value, ttl_ms, version in zip(request.keys, answers, ttls, versions, strict=True):
             if isinstance(value, bytes) and key not in gone:
@@ -597,7 +648,7 @@ class PeerStream:
     async def _ask_missing(
         self,
         request: GetMany,
-        found: Mapping[bytes, Told],
+        found: Mapping[bytes, HitTold],
         parts: Sequence[tuple[int, GetMany]],
         dropping: Collection[asyncio.Task[None]],
     ) -> Reply:

@@ -88,6 +88,12 @@ class FrontServer:
         self.port = port
         return port
 
+    def settle(self, *, settling: bool) -> None:
+        """Refuse calls of clients, or serve them; peers are answered as far as they need."""
+        self._health.settling = self._cache.settling = settling
+        if self._peers is not None and not settling:
+            self._peers.settled()
+
     async def drain(self) -> None:
         """Turn NOT_SERVING, refuse new calls, let those in flight finish within the deadline."""
         self._health.drain()

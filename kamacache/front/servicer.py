@@ -33,6 +33,7 @@ from kamacache.errors import (
     GroupNotFoundError,
     KamaCacheError,
     KeyTooLongError,
+    NodeUnavailableError,
 )
 from kamacache.front.admission import Admission, NoRequestError
 from kamacache.front.engine import Engine
@@ -70,6 +71,7 @@ class CacheServicer:
         self._engines = dict(engines)
         self._settings = settings
         self._membership = membership
+        self.settling = False  # the node may have missed writes: nothing is answered
         self._logged_s = float("-inf")
         self._unlogged = 0
 
@@ -287,6 +289,8 @@ class CacheServicer:
 
         async def answer(_requests: object, context: Any) -> Any:
             try:
+                if self.settling:
+                    raise NodeUnavailableError("the node has just come back and is not ready yet")
                 token = None if access.tokens is None else identify(context)
                 request = await read(context, parse)
                 if check is None:

@@ -149,17 +149,22 @@ def make_children(workers: int, fronts: int, *, agent: bool, http: bool) -> list
     return [Child(role=role, index=i) for role, count in counts.items() for i in range(count)]
 
 
-def may_start(child: Child, children: Sequence[Child]) -> bool:
+def may_start(child: Child, children: Sequence[Child], *, settled: bool = True) -> bool:
     """Tell whether a place that has no process may be given one, when its time has come.
 
     The agent comes last: what it registers, the other nodes ask, and no front that is not there
-    yet; a node that cannot start never registers.
+    yet; a node that cannot start never registers. A node that is not ``settled`` (see
+    `kamacache.worker.settling`) needs the others for that: its workers are not ready before the
+    agent is, and HTTP, which reads the shards, must wait.
     """
     if child.pid:
         return False
+    if child.role == "http" and not settled:
+        return False
     if child.role != "agent" or child.restarts:
         return True
-    return all(other.ready or other.restarts for other in children if other.role != "agent")
+    before = ("worker", "front", "http") if settled else ("front",)
+    return all(other.ready or other.restarts for other in children if other.role in before)
 
 
 def backoff_s(failures: int) -> float:

@@ -30,7 +30,7 @@ from kamacache.node.exits import NodeEndError
 from kamacache.node.settings import NodeSettings
 from kamacache.node.space import check_space, mib
 from kamacache.rundir.cleaning import clean_epoch, clean_stale, remove_epoch_folder
-from kamacache.rundir.context import EXIT_ROLE
+from kamacache.rundir.context import EXIT_ROLE, Unsettled
 from kamacache.rundir.control import CONTROL_BYTES, ControlWriter
 from kamacache.rundir.counters import Counters, counters_bytes, create_counters, open_counters
 from kamacache.rundir.description import (
@@ -82,6 +82,7 @@ class Estate:
     control: ControlWriter
     counters: Counters
     description: NodeDescription
+    unsettled: Unsettled | None = None  # a warm start that the other nodes have to agree to
 
     def __init__(self, run_dir: RunDir, settings: NodeSettings, groups: list[GroupSpec]) -> None:
         self._run_dir = run_dir
@@ -120,11 +121,17 @@ class Estate:
         # Last of all that may fail before: a start that fails leaves it for another.
         taken = None if found is None else self._take(found)
         self._reserve_memory(listen, api, taken)
-        self._write_membership()
+        self._write_membership(taken)
         own_folder(self._sockets_dir, "run_dir", gid=settings.socket_gid)
         write_live(self._sockets_dir, settings.live(0))
+        if self.unsettled is None:
+            self.publish()
+
+    def publish(self) -> None:
+        """Let processes attach, and read the shards."""
+        self.unsettled = None
         self.control.extend()  # who finds node.json finds a node that serves
-        write_description(self._run_dir, self.description, gid=settings.socket_gid)
+        write_description(self._run_dir, self.description, gid=self._settings.socket_gid)
 
     def _find_kept(self) -> KeptFolder | None:
         """Return what the last node left, if it can be used; throw it away and say so, if not."""
@@ -139,8 +146,6 @@ class Estate:
             name=place.name if place.clustered else None,
             away_max_s=settings.warm_restart_max_downtime_s,
         )
-        if place.clustered and not why:
-            why = "other nodes may have written meanwhile"
         if why:
             log.warning("cold start: what the last node left is thrown away", why=why)
             remove_epoch_folder(found.path)
@@ -159,6 +164,12 @@ class Estate:
             if changed := found.changed(spec):
                 log.warning("group starts cold: it was changed", group=spec.name, changed=changed)
         log.info("warm start", away_s=away_s)
+        if self._settings.place.clustered:
+            self.unsettled = Unsettled(
+                members=tuple(address for address, _ in found.kept.members),
+                left_ms=found.kept.left_ms,
+                discovers=self._settings.place.discover is not None,
+            )
         return found.kept
 
     def _hold(self, address: Address | None, setting: str) -> Address | None:
@@ -228,14 +239,17 @@ class Estate:
         if settings.socket_gid is not None:
             share_files(self._shm_dir, settings.socket_gid)
 
-    def _write_membership(self) -> None:
+    def _write_membership(self, taken: Kept | None) -> None:
         """Publish the cluster as the settings tell it; before any role starts.
 
-        A node that looks for its peers and was told none begins alone.
+        A node that looks for its peers and was told none begins alone, or with those that it knew
+        last: it owes them what they must drop.
         """
         name, place = self.description.name, self._settings.place
         if self.description.clustered and name is not None:
-            members = place.peers or (Member(name, place.weight),)
+            known = [] if taken is None else taken.members
+            left = tuple(Member(a, weight) for a, weight in known if a != name)
+            members = place.peers or (*left, Member(name, place.weight))
             write_membership(
                 self.description, make_membership(1, name, members), self.control.words
             )
@@ -254,10 +268,11 @@ class Estate:
         """Remove node.json: no process attaches from now on, those that did go on."""
         self._run_dir.description_path.unlink(missing_ok=True)
 
-    def remove(self, why_lost: str) -> None:
+    def remove(self, why_lost: str, left_ms: int) -> None:
         """Stop readers, remove all files and free the ports; when no role runs any more.
 
-        The shards are left for the next node, unless ``why_lost`` says why not.
+        The shards are left for the next node, unless ``why_lost`` says why not. ``left_ms`` is
+        when the node began to stop.
         """
         if not self._settings.warm_restart_max_downtime_s:
             why_lost = "warm restart is off"
@@ -269,26 +284,26 @@ class Estate:
             self.control.close()
         if hasattr(self, "counters"):
             self.counters.close()
-        if why_lost or not self._keep(members):
+        if why_lost or not self._keep(members, left_ms):
             clean_epoch(self._run_dir, self._epoch, self._shm_dir)
         for held in self._held:
             held.close()
 
-    def _members(self) -> tuple[str, ...]:
+    def _members(self) -> tuple[tuple[str, int], ...]:
         """Return the nodes of the cluster, this one included; none: it has no peers."""
         if not self.description.clustered:
             return ()
         reader = MembershipReader(self.description)
         try:
-            return tuple(member.address for member in reader.current().members)
+            return tuple((m.address, m.weight) for m in reader.current().members)
         finally:
             reader.close()
 
-    def _keep(self, members: tuple[str, ...]) -> bool:
+    def _keep(self, members: tuple[tuple[str, int], ...], left_ms: int) -> bool:
         """Leave the shards, and nothing else of the epoch."""
         about = self.description
         try:
-            keep_shards(about, members)
+            keep_shards(about, members, left_ms)
         except OSError as error:
             log.warning("the shards cannot be kept for the next node", why=str(error))
             return False

@@ -26,6 +26,7 @@ from typing import Final, Literal
 
 import structlog
 
+from kamacache.clock import boottime_ms
 from kamacache.limits import DISCOVERY_LEAVE_S, DRAIN_TIMEOUT_S
 from kamacache.node.children import Child
 from kamacache.rundir.context import WORD_DRAIN, WORD_END, Role
@@ -47,6 +48,7 @@ class Stopping:
     def __init__(self, children: Sequence[Child], how: How, now_s: float) -> None:
         """Begin: tell those who are to end first."""
         self.how: How = how
+        self.began_ms = boottime_ms()
         self._children = children
         self._leave_until_s = now_s + LEAVE_TIMEOUT_S
         self._drain_until_s = now_s + DRAIN_TIMEOUT_S

@@ -151,7 +151,8 @@ class Supervisor:
         finally:
             why_lost = self._why_lost()
             self._kill_all()
-            self._estate.remove(why_lost)
+            left_ms = self._stopping.began_ms if self._stopping else 0
+            self._estate.remove(why_lost, left_ms)
         if self._end_reason is not None:
             raise self._end_reason
         return EXIT_OK
@@ -202,7 +203,8 @@ class Supervisor:
         """Do what is due and return the seconds until something else is."""
         now_s = time.monotonic()
         if now_s >= self._next_extend_s:
-            self._estate.control.extend()
+            if self._estate.unsettled is None:
+                self._estate.control.extend()
             self._next_extend_s = now_s + SERVE_UNTIL_EVERY_S
         if now_s >= self._next_fold_s:
             self._estate.counters.fold()
@@ -213,6 +215,7 @@ class Supervisor:
         reload_s = self._reloading.tick(now_s, self._state, self._estate, self._children)
         heard_s = self._teller.tell(self._state, self._children, self._estate.description, now_s)
         wake_s = min(self._next_extend_s, heard_s, reload_s)
+        settled = self._estate.unsettled is None
         if self._stopping:
             wake_s = min(wake_s, self._stopping.tick(now_s))
         for child in self._children:
@@ -220,7 +223,7 @@ class Supervisor:
                 child.failure = EXIT_ROLE, f"it was not ready within {BOOT_TIMEOUT_S:g} s"
                 child.send(signal.SIGKILL)
                 child.boot_deadline_s = now_s + BOOT_TIMEOUT_S
-            elif not self._stopping and may_start(child, self._children):
+            elif not self._stopping and may_start(child, self._children, settled=settled):
                 if now_s >= child.start_at_s:
                     self._fork(child, now_s)
                 else:
@@ -262,6 +265,8 @@ class Supervisor:
                 groups=self._groups,
                 run_dir_is_temporary=self._temporary,
                 socket_gid=self._settings.socket_gid,
+                keeps=self._settings.warm_restart_max_downtime_s > 0 and not self._temporary,
+                unsettled=self._estate.unsettled,
                 api_fd=self._settings.api_fd if child.role == "http" else None,
                 live=self._reloading.live,
             )
@@ -309,6 +314,8 @@ class Supervisor:
             self._pulses[child.index] = Pulse(self._estate.description.socket_path(child.index))
         if child.restarts:
             log.info("role is back", child=child.name, child_pid=child.pid)
+        if self._estate.unsettled and all(c.ready for c in self._children if c.role == "worker"):
+            self._estate.publish()
         if not self._told_ready and all(c.ready for c in self._children):
             self._told_ready = True
             self._tell_ready()

@@ -59,6 +59,15 @@ node_role: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unsettled:
+    """A warm start in a cluster: nothing is served before the others have told what they wrote."""
+
+    members: tuple[str, ...]  # when the node left, itself included
+    left_ms: int  # CLOCK_BOOTTIME at which it began to stop
+    discovers: bool = False  # members may have come and gone meanwhile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoleContext:
     """One role of one node, as its process finds it after the fork.
 
@@ -82,6 +91,8 @@ class RoleContext:
     socket_gid: int | None = None  # group that may connect; None: the owner alone
     api_fd: int | None = None  # of a socket that listens for HTTP already; None: the role binds one
     drain_timeout_s: float = DRAIN_TIMEOUT_S
+    keeps: bool = False  # the next node may be left the shards
+    unsettled: Unsettled | None = None  # None: it serves as soon as it is ready
     live: LiveSettings = field(default_factory=LiveSettings)  # when the role was forked
 
     @property

@@ -49,8 +49,9 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     memory: str  # see `NodeDescription`
     groups: list[GroupSpec]
     name: str | None  # in its cluster; None: it was of none
-    members: tuple[str, ...]  # of the cluster when the node stopped, itself included
-    stopped_ms: int  # CLOCK_BOOTTIME
+    members: list[tuple[str, int]]  # of the cluster, itself included, with their weights
+    left_ms: int  # CLOCK_BOOTTIME at which it began to stop: others may stand in from then on
+    stopped_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +122,10 @@ class KeptFolder:
         self.path.rename(to)
 
 
-def keep_shards(about: NodeDescription, members: Sequence[str]) -> None:
+def keep_shards(about: NodeDescription, members: Sequence[tuple[str, int]], left_ms: int) -> None:
     """Leave the shards of a node whose roles have ended; raises OSError.
 
-    ``members`` are those of its cluster, itself included; none: it had no peers.
+    ``members`` are those of its cluster, itself included, with weights; none: it had no peers.
     """
     folder = Path(about.shm_dir)
     kept = Kept(
@@ -136,7 +137,8 @@ def keep_shards(about: NodeDescription, members: Sequence[str]) -> None:
         memory=about.memory,
         groups=about.groups,
         name=about.name if about.clustered else None,
-        members=tuple(members),
+        members=list(members),
+        left_ms=left_ms,
         stopped_ms=boottime_ms(),
     )
     files = KeptFolder(folder, kept).files(about.groups)

@@ -23,6 +23,7 @@ carry `FROM_PEER`, and their replies tell time to live and version. Between node
     Hello      -> Welcome            the first on every link
     Hello -> Challenge, Proof -> Welcome    where the nodes know each other by a secret
     Proof      -> Proven             when that secret has changed
+    Told       -> Done               was all told that was written while the asker was away?
     Invalidate, Flush -> Done        drop what is older; answered when it is gone
     a get with PEEK -> Absent        nothing is held, and nothing was loaded
                -> Draining           said unasked, id 0: ask another node from now on
@@ -151,6 +152,17 @@ class Gets(Request, tag=13, kw_only=True, gc=False):
     """
 
     keys: list[bytes]
+
+
+class Told(Request, tag=14, kw_only=True, gc=False):
+    """A node that was away asks another whether it has been told all that was written meanwhile.
+
+    Answered with a count: see `kamacache.cluster.peers`.
+    """
+
+    peer: str  # who asks
+    away_ms: int
+    members: list[str]  # of the cluster as far as who asks knows, itself included
 
 
 class FlushPeers(Request, tag=15, kw_only=True, gc=False):
@@ -333,6 +345,7 @@ AnyRequest = (
     | PeerSeen
     | Hello
     | Gets
+    | Told
     | FlushPeers
     | Proof
 )

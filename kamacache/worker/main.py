@@ -59,6 +59,7 @@ from kamacache.worker.slow import SlowLoads
 
 if TYPE_CHECKING:
     from kamacache.worker.member import ClusterMember
+    from kamacache.worker.settling import Settling
 
 EXIT_RECYCLE: Final = 75  # EX_TEMPFAIL: hung getters; start a fresh worker
 BACKLOG: Final = 1_024
@@ -113,14 +114,16 @@ class Worker:
         self._exit_code = EXIT_OK
         self._started: list[Loadable] = []  # whose on_worker_start ran
         self._listener: asyncio.AbstractServer | None = None
+        self._settling: Settling | None = None  # of a warm start in a cluster
+        self._at_once = True  # it ends otherwise than by the supervisor's word
 
     async def serve(self) -> int:
         """Begin, serve, end; return the exit code."""
         self._watch()
         try:
             code = await self._begin()
-            if code != EXIT_OK:
-                return code
+            if code != EXIT_OK or (self._settling is not None and not self._settling.served):
+                return code  # not ready: told to end before it was settled
             upkeep = [
                 self._loop.create_task(self._every(UPKEEP_EVERY_S, self._upkeep)),
                 self._loop.create_task(self._every(RELIEVE_EVERY_S, self._threads.relieve)),
@@ -172,6 +175,8 @@ class Worker:
                 self._groups[spec.name].loader.slow = self._slow
             if self._member is not None:  # before anyone can ask
                 self._member.join(self._handlers)
+                if context.unsettled is not None:
+                    self._settling = self._member.unsettled(context.unsettled, self._handlers)
             if context.socket_gid is not None:
                 share_files(Path(about.shm_dir), context.socket_gid)
         except (KamaCacheError, OSError) as error:
@@ -179,19 +184,8 @@ class Worker:
             return EXIT_ROLE
         # Getters that ask other groups of this node do so like any application.
         attach_role(context.run_dir, about)
-        for name, loadable in self._loadables.items():
-            if name not in self._groups:
-                continue
-            try:
-                await self._hook(loadable.run_worker_start)
-            except Exception as error:
-                log.exception("on_worker_start raised", extra={"group": name})
-                context.report_failed(
-                    EXIT_APP,
-                    f"group {name!r}: on_worker_start raised {type(error).__name__}: {error}",
-                )
-                return EXIT_APP
-            self._started.append(loadable)
+        if self._settling is None and not await self._start_app():
+            return EXIT_APP
         try:
             listener = listen(context.socket_path, context.socket_gid)
             self._listener = await self._loop.create_unix_server(
@@ -205,7 +199,44 @@ class Worker:
             return EXIT_ROLE
         if self._member is not None:
             await self._member.start()
+        if self._settling is not None:
+            await self._settle(self._settling)
+            if self._stopping.is_set():
+                return EXIT_OK
+            if not await self._start_app():  # only now: it may read groups of this node
+                return EXIT_APP
+            self._settling.serve()
         return EXIT_OK
+
+    async def _settle(self, settling: Settling) -> None:
+        """Settle, or return when this worker is told to stop before."""
+        parts = [
+            self._loop.create_task(part) for part in (settling.settle(), self._stopping.wait())
+        ]
+        try:
+            await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            if parts[0].done():
+                parts[0].result()
+        finally:
+            for part in parts:
+                part.cancel()
+
+    async def _start_app(self) -> bool:
+        """Run the app's hooks; False: one failed, which was reported."""
+        for name, loadable in self._loadables.items():
+            if name not in self._groups:
+                continue
+            try:
+                await self._hook(loadable.run_worker_start)
+            except Exception as error:
+                log.exception("on_worker_start raised", extra={"group": name})
+                self._context.report_failed(
+                    EXIT_APP,
+                    f"group {name!r}: on_worker_start raised {type(error).__name__}: {error}",
+                )
+                return False
+            self._started.append(loadable)
+        return True
 
     def _watch(self) -> None:
         loop = self._loop
@@ -261,6 +292,7 @@ class Worker:
                 member = [self._member.reload] if self._member else []
                 take_reload(self._context, self._slow.apply, *member)
             elif word == WORD_END:
+                self._at_once = False
                 self._loop.remove_reader(self._context.words_fd)
                 self._give_up_loads()
                 self._end_now(EXIT_OK)
@@ -312,6 +344,8 @@ class Worker:
         self._server.abort()
         self._threads.close()
         if self._member is not None:
+            if not self._at_once and self._context.keeps:
+                await self._member.say_farewell()
             await self._member.close()
         for loadable in self._started:
             try:

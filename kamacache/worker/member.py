@@ -16,6 +16,7 @@ from typing import Final
 
 from kamacache.clock import STAMP_SHIFT
 from kamacache.cluster.channel import Dialler
+from kamacache.cluster.farewell import farewell_path, say_farewell, take_farewell
 from kamacache.cluster.link import LinkEnd, PeerLink
 from kamacache.cluster.membership import MembershipReader
 from kamacache.cluster.owed import OwedFile
@@ -23,6 +24,7 @@ from kamacache.cluster.peers import Link, Peers
 from kamacache.cluster.proving import Trust
 from kamacache.errors import NodeUnavailableError
 from kamacache.limits import (
+    FAREWELL_S,
     HANDOFF_S,
     MEMBERSHIP_LOOK_EVERY_S,
     PEER_CONNECT_S,
@@ -30,15 +32,19 @@ from kamacache.limits import (
     SWEEP_SLOTS,
 )
 from kamacache.repeated import RepeatedLog
+from kamacache.rundir.context import Unsettled
 from kamacache.rundir.description import NodeDescription
 from kamacache.rundir.live import LiveSettings
 from kamacache.rundir.meters import WorkerMeters
 from kamacache.security.certificates import Certificates
-from kamacache.wire.messages import LinkNow
+from kamacache.wire.messages import Done, LinkNow, Reply, Told
 from kamacache.worker.handlers import Handlers, HostedGroup
+from kamacache.worker.settling import Settling
+from kamacache.worker.waiters import Asker
 from kamacache.worker.writes import Writes
 
 RETIRE_LOOK_EVERY_S: Final = 0.05
+FAREWELL_LOOK_EVERY_S: Final = 0.005
 
 log = logging.getLogger("kamacache.worker.member")
 repeated = RepeatedLog(log)
@@ -76,11 +82,18 @@ class ClusterMember:
         self._loop: Final = loop
         self._trust: Final = Trust()
         self._trust.apply(live)
-        self._end: Final = LinkEnd(about.name or "", about.epoch, worker, self._trust)
+        life = about.memory or about.epoch
+        self._end: Final = LinkEnd(about.name or "", life, worker, self._trust)
         self._tasks: set[asyncio.Task[None]] = set()
         self._owed: Final = OwedFile(f"{about.shm_dir}/owed.{worker}")
+        self._farewell_path: Final = farewell_path(about.shm_dir, worker)
+        self._farewell: Final = take_farewell(self._farewell_path)
         self.peers: Final = Peers(
-            self._make_link, time.monotonic, close=self._close, owed=self._owed
+            self._make_link,
+            time.monotonic,
+            close=self._close,
+            owed=self._owed,
+            farewell=self._farewell,
         )
         self.writes: Final = Writes(groups, self.peers, loop, meters.own)
 
@@ -88,8 +101,16 @@ class ClusterMember:
         """Let the worker's writes be the cluster's, and its links be dialled."""
         self.writes.join(handlers)
         handlers.links_now = self.links_now
+        handlers.table[Told] = self._told
         self.peers.update(self._reader.read())
         self.peers.recall()
+
+    def unsettled(self, unsettled: Unsettled, handlers: Handlers) -> Settling:
+        """Refuse requests until it is settled what of the shards may be served."""
+        return Settling(unsettled, self._farewell, self.peers, self._groups, handlers)
+
+    def _told(self, request: Told, asker: Asker) -> Reply:
+        return Done(request.id, self.peers.told(request.peer, request.away_ms, request.members))
 
     async def start(self) -> None:
         """Return when each peer was reached or was not; then follow the membership."""
@@ -100,6 +121,18 @@ class ClusterMember:
                 task.cancel()
         for upkeep in (self._follow(), self._sweep()):
             self._keep(self._loop.create_task(upkeep))
+
+    async def say_farewell(self) -> None:
+        """Let all nodes hear of the last writes, and leave a word to the successor."""
+        until_s = time.monotonic() + FAREWELL_S
+        while time.monotonic() < until_s and any(  # noqa: ASYNC110
+            link.up and link.pending_invalidations for link in self.peers.links
+        ):
+            await asyncio.sleep(FAREWELL_LOOK_EVERY_S)
+        try:
+            say_farewell(self._farewell_path, self.peers.farewell())
+        except OSError as error:  # the successor will not trust what it finds
+            log.warning("a worker's last word cannot be written", extra={"error": str(error)})
 
     async def close(self) -> None:
         """End the links and the tasks."""

@@ -109,6 +109,23 @@ def test_agent_starts_when_all_others_are_ready_and_once_more_at_any_time() -> N
     assert may_start(agent, made)
 
 
+def test_http_waits_and_the_agent_does_not_until_a_warm_start_is_settled() -> None:
+    made = make_children(1, 1, agent=True, http=True)
+    worker, front, agent, http = made
+
+    def startable() -> list[bool]:
+        return [may_start(child, made, settled=False) for child in made]
+
+    assert startable() == [True, True, False, False]
+    forked(worker, b"")  # not ready before it has asked the nodes that the agent finds
+    forked(front, b"ready\n")
+    assert startable() == [False, False, True, False]
+    forked(agent, b"ready\n")
+    forked(worker, b"ready\n")
+    assert not may_start(http, made, settled=False)
+    assert may_start(http, made)
+
+
 def test_back_off_is_bounded() -> None:
     assert backoff_s(1) == RESTART_BACKOFF_FIRST_S
     assert backoff_s(1000) == RESTART_BACKOFF_MAX_S

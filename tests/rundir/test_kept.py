@@ -44,7 +44,7 @@ def keep(base: Path) -> Path:
         memory="0123",
         clustered=True,
     )
-    keep_shards(about, ("a:1", "b:1"))
+    keep_shards(about, [("a:1", 1), ("b:1", 2)], boottime_ms() - 5)
     return folder
 
 
@@ -63,7 +63,11 @@ def test_shards_and_what_is_owed_are_left_and_nothing_else(tmp_path: Path) -> No
     folder = keep(tmp_path)
     assert {path.name for path in folder.iterdir()} == {*FILES, "owed.0", "farewell.1", NOTE}
     kept = found(tmp_path)
-    assert (kept.path, kept.kept.memory, kept.kept.members) == (folder, "0123", ("a:1", "b:1"))
+    assert (kept.path, kept.kept.memory, kept.kept.members) == (
+        folder,
+        "0123",
+        [("a:1", 1), ("b:1", 2)],
+    )
     assert why(kept) == ""
     assert 0 <= boottime_ms() - kept.kept.stopped_ms < 10_000
     assert (folder / NOTE).stat().st_mode & 0o777 == 0o600
