@@ -16,12 +16,11 @@ import socket
 import time
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
 import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.server import ServerState
 
 from kamacache.errors import NodeUnavailableError
 from kamacache.http.api import Gate
@@ -77,12 +76,24 @@ class Connection(H11Protocol):
 class _Uvicorn(uvicorn.Server):
     """uvicorn's server, without its signal handlers; says when it listens."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, door: TlsDoor | None) -> None:
         super().__init__(config)
+        self._door = door
         self.listening = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        if self._door is None or sockets is None:
+            await super().startup(sockets)
+        else:
+            await super().startup([])  # it opens nothing then
+            make = partial(
+                cast("type[Connection]", self.config.http_protocol_class),
+                config=self.config,
+                server_state=self.server_state,
+                app_state=self.lifespan.state,
+            )
+            for listener in sockets:
+                self._door.open(listener, make, self.server_state.connections)
         self.listening.set()
 
     @contextlib.contextmanager
@@ -98,7 +109,7 @@ class HttpServer:
         self._gate = gate
         self._settings = settings
         self._door = door
-        self._server = _Uvicorn(_config(gate, settings, door))
+        self._server = _Uvicorn(_config(gate, settings), door)
         self._serving: asyncio.Task[None] | None = None
         self._sweeping: asyncio.TimerHandle | None = None
         self.port = 0  # until it is bound
@@ -164,19 +175,13 @@ class HttpServer:
         self._sweeping = asyncio.get_running_loop().call_later(SWEEP_EVERY_S, self._sweep)
 
 
-def _config(gate: Gate, settings: HttpSettings, door: TlsDoor | None) -> uvicorn.Config:
+def _config(gate: Gate, settings: HttpSettings) -> uvicorn.Config:
     class Bounded(Connection):
         bounds = settings
 
-    def behind_door(server_state: ServerState, **others: Any) -> asyncio.Protocol:
-        assert door is not None
-        make = partial(Bounded, server_state=server_state, **others)
-        return door.protocol(make, server_state.connections)
-
-    protocol: Any = Bounded if door is None else behind_door
     return uvicorn.Config(
         gate,
-        http=protocol,
+        http=Bounded,
         ws="none",
         lifespan="off",
         interface="asgi3",

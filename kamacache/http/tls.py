@@ -1,9 +1,13 @@
-"""HTTP over TLS: the handshake of each connection, before it is one of HTTP.
+"""HTTP over TLS: connections are taken and shake hands here, before they are HTTP's.
 
-*Process*: http, on its loop. uvicorn can hand its context to the loop, but then a connection is
-nobody's until its handshake is over: not counted, and waited for a minute. So it is ours here::
+*Process*: http, on its loop. *Owns*: the task that accepts, and the connections in a handshake::
 
     accepted ─► counted ─► handshake, TLS_HANDSHAKE_S at most ─► HTTP (`kamacache.http.server`)
+
+uvicorn can give its context to the loop's server, but then a connection is nobody's until its
+handshake is over: it is not counted, and is waited for a minute. (`loop.start_tls` on a connection
+that the loop has accepted is no way out: uvloop reads from it before, whatever is paused, and one
+client hello in five was lost.)
 
 *Invariants*: connections in a handshake and those after it are together at most as many as without
 TLS. A handshake uses the certificates of the last reload that was good; what it has begun with, it
@@ -13,20 +17,31 @@ ends with.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import logging
+import socket
 import ssl
 from collections.abc import Callable, Sized
-from typing import Final, cast
+from functools import partial
+from typing import Final
 
 from kamacache.limits import TLS_HANDSHAKE_S
+from kamacache.repeated import RepeatedLog
 from kamacache.rundir.live import LiveSettings
 from kamacache.security.certificates import Certificates
 from kamacache.security.tls import Material, server_context
 
+ACCEPT_AGAIN_S: Final = 1.0  # after an accept failed, as for want of descriptors
+BACKLOG: Final = 2_048
+
 Make = Callable[[], asyncio.Protocol]
+
+log = RepeatedLog(logging.getLogger("kamacache.http"))
 
 
 class TlsDoor:
-    """Makes the handshakes of one HTTP server."""
+    """Takes the connections of one HTTP server."""
 
     def __init__(
         self,
@@ -39,108 +54,65 @@ class TlsDoor:
         """``material`` is what the certificates hold now."""
         self._certificates: Final = certificates
         self._material = material
-        self.context = server_context(material)
-        self.connections_max: Final = connections_max
-        self.handshake_s: Final = handshake_s
-        self.pending: Final[set[Handshake]] = set()
+        self._context = server_context(material)
+        self._connections_max: Final = connections_max
+        self._handshake_s: Final = handshake_s
+        self._accepting: asyncio.Task[None] | None = None
+        self.pending: Final[set[asyncio.Task[None]]] = set()  # connections in their handshake
 
-    def protocol(self, make: Make, connections: Sized) -> asyncio.Protocol:
-        """Return what meets a new connection; ``make`` returns what it becomes.
+    def open(self, listener: socket.socket, make: Make, connections: Sized) -> None:
+        """Take connections from now on; ``make`` returns the protocol of one that is secure.
 
         ``connections`` are those that are over their handshake.
         """
-        return Handshake(self, make, connections)
+        listener.listen(BACKLOG)
+        accepting = self._accept(listener, make, connections)
+        self._accepting = asyncio.get_running_loop().create_task(accepting)
 
     def reload(self, live: LiveSettings) -> None:
         """Take the certificates as they are now, for connections to come."""
         self._certificates.reload(live)
         material = self._certificates.material
         if material is not None and material is not self._material:
-            self.context = server_context(material)
+            self._context = server_context(material)
             self._material = material
 
     def close(self) -> None:
-        """End the connections that are still in their handshake."""
-        for handshake in list(self.pending):
-            handshake.abort()
+        """Take no more connections, and end those that are still in their handshake."""
+        if self._accepting is not None:
+            self._accepting.cancel()
+        for handshake in self.pending:
+            handshake.cancel()
 
-
-class Handshake(asyncio.Protocol):
-    """A connection that is not one of HTTP yet."""
-
-    def __init__(self, door: TlsDoor, make: Make, connections: Sized) -> None:
-        self._door: Final = door
-        self._make: Final = make
-        self._connections: Final = connections
-        self._transport: asyncio.Transport | None = None
-        self._task: asyncio.Task[None] | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin, where there is room."""
-        door = self._door
-        if len(self._connections) + len(door.pending) >= door.connections_max:
-            transport.abort()  # type: ignore[attr-defined]
-            return
-        self._transport = cast("asyncio.Transport", transport)
-        self._transport.pause_reading()  # the first bytes are the handshake's
-        door.pending.add(self)
-        self._task = asyncio.get_running_loop().create_task(self._shake())
-        self._task.add_done_callback(lambda _: door.pending.discard(self))
-
-    def abort(self) -> None:
-        """End it."""
-        if self._task is not None:
-            self._task.cancel()
-        if self._transport is not None:
-            self._transport.abort()
-
-    async def _shake(self) -> None:
+    async def _accept(self, listener: socket.socket, make: Make, connections: Sized) -> None:
         loop = asyncio.get_running_loop()
-        transport, early = self._transport, _Early()
-        assert transport is not None
-        try:
-            secure = await loop.start_tls(
-                transport,
-                early,
-                self._door.context,
-                server_side=True,
-                ssl_handshake_timeout=self._door.handshake_s,
+        with listener:  # closed with the task, when the loop does not wait for it any more
+            while True:
+                try:
+                    accepted, _ = await loop.sock_accept(listener)
+                except OSError as error:
+                    if error.errno != errno.ECONNABORTED:
+                        log.error("no connection can be accepted", reason=str(error))
+                        await asyncio.sleep(ACCEPT_AGAIN_S)
+                    continue
+                if len(connections) + len(self.pending) >= self._connections_max:
+                    accepted.close()
+                    continue
+                handshake = loop.create_task(self._shake_hands(accepted, make))
+                self.pending.add(handshake)
+                handshake.add_done_callback(partial(self._shaken, accepted))
+
+    def _shaken(self, accepted: socket.socket, handshake: asyncio.Task[None]) -> None:
+        self.pending.discard(handshake)
+        if handshake.cancelled() or handshake.exception() is not None:
+            accepted.close()  # by the loop's transport before, where there was one
+
+    async def _shake_hands(self, accepted: socket.socket, make: Make) -> None:
+        with contextlib.suppress(OSError, ssl.SSLError):  # no line for each: anybody can cause it
+            await asyncio.get_running_loop().connect_accepted_socket(
+                make,
+                accepted,
+                ssl=self._context,
+                ssl_handshake_timeout=self._handshake_s,
+                ssl_shutdown_timeout=self._handshake_s,
             )
-        except (OSError, ssl.SSLError, TimeoutError):  # not a line for each: anybody can cause it
-            transport.abort()
-            return
-        if secure is None or early.lost:
-            return
-        after = self._make()
-        secure.set_protocol(after)
-        after.connection_made(secure)
-        early.pass_on(after)
-
-
-class _Early(asyncio.Protocol):
-    """Keeps what a client sent right behind its handshake, until there is who reads it."""
-
-    def __init__(self) -> None:
-        self._data: list[bytes] = []
-        self._ended = False
-        self.lost = False
-
-    def data_received(self, data: bytes) -> None:
-        """Keep it; this goes on for one turn of the loop."""
-        self._data.append(data)
-
-    def eof_received(self) -> bool | None:
-        """Keep it."""
-        self._ended = True
-        return None
-
-    def connection_lost(self, error: Exception | None) -> None:
-        """Keep it."""
-        self.lost = True
-
-    def pass_on(self, after: asyncio.Protocol) -> None:
-        """Give what was kept to who reads from now on."""
-        for data in self._data:
-            after.data_received(data)
-        if self._ended:
-            after.eof_received()
