@@ -66,7 +66,7 @@ class FrontMeter:
                 raise
             except BaseException:
                 said = context.code()  # by abort
-                code = said if isinstance(said, int) and said < len(GRPC_CODES) else _UNKNOWN
+                code = said.value[0] if isinstance(said, grpc.StatusCode) else _UNKNOWN
                 raise
             finally:
                 # `Region.observe`, spelled out.

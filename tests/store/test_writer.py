@@ -335,6 +335,24 @@ def test_maintain_publishes_the_counters(shard: Shard) -> None:
     assert (published["items"], published["puts"], published["deletes"]) == (99, 100, 1)
 
 
+def test_a_successor_counts_on_from_what_was_published(shard: Shard) -> None:
+    for number in range(100):
+        shard.writer.put(b"%d" % number, b"v")
+    shard.writer.delete(b"5")
+    shard.writer.maintain()
+    before = published_counters(shard.arena)
+    shard.writer.put(b"lost", b"v")  # it is killed before it publishes again
+    successor = shard.open_writer()
+    assert successor.stats()["items"] == 100
+    successor.put(b"5", b"w")
+    successor.delete(b"6")
+    successor.maintain()
+    after = published_counters(shard.arena)
+    assert (after["puts"], after["deletes"]) == (101, 2)
+    counted = [name for name in COUNTERS if name not in ("items", "live_bytes", "mirror_bytes")]
+    assert all(after[name] >= before[name] for name in counted)
+
+
 def test_access_bytes_that_a_reader_zeroed_harm_no_count(shard: Shard) -> None:
     for number in range(100):
         shard.writer.put(b"%d" % number, b"v")

@@ -418,3 +418,48 @@ def test_stats_hold_the_shards_and_the_loaders_numbers(worker: Running) -> None:
     assert reply.stats["loads"] == 1
     assert reply.stats["items"] == 1
     assert reply.stats["loads_in_flight"] == 0
+
+
+def test_a_load_is_timed_without_the_queue_and_the_queue_apart(
+    worker: Running, wait_until: Any
+) -> None:
+    gate = Gate()
+    group = worker.group(gate, load_threads=1)
+    region = group.loader.meters
+
+    def first_runs_second_waits() -> bool:
+        return gate.runs == 1 and group.loader.running == 2
+
+    opener = gate.open_when(first_runs_second_waits)
+    began_s = time.monotonic()
+    assert in_threads(2, lambda number: worker.get(f"k{number}")) == [b"v-k0", b"v-k1"]
+    took_s = time.monotonic() - began_s
+    opener.join()
+    wait_until(lambda: sum(region.histogram()[1]) == 2)
+    sum_s, _ = region.histogram()
+    queued_s = region.counts()["load_queue_us"] / 1e6
+    assert 0 < sum_s < took_s
+    assert 0 < queued_s < 2 * took_s
+    assert sum_s + queued_s <= 2 * took_s
+
+
+def test_a_worker_tells_what_is_under_way_in_each_group(worker: Running, wait_until: Any) -> None:
+    gate = Gate()
+    worker.group(gate, load_threads=1)
+    worker.group(name="idle")
+
+    def now() -> StatsReply:
+        reply = worker.call(Stats())
+        assert isinstance(reply, StatsReply)
+        return reply
+
+    asked = threading.Thread(target=in_threads, args=(3, lambda number: worker.get(f"k{number}")))
+    asked.start()
+    try:
+        wait_until(lambda: now().groups == [[3, 2, 0], [0, 0, 0]])
+        assert now().stats["loads_running"] == 1
+    finally:
+        gate.open.set()
+        asked.join(10)
+    wait_until(lambda: now().groups == [[0, 0, 0], [0, 0, 0]])
+    assert worker.counter("loads") == 3
