@@ -30,7 +30,7 @@ $(RUNTIME): pyproject.toml
 		{ echo "$(PYTHON) is $(PYVER); KamaCache needs 3.11 or newer" >&2; exit 1; }
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -e '.[http]'
+	$(PIP) install -e '.[metrics]'
 	@touch $@
 
 $(DEV): $(RUNTIME)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import socket
 import sqlite3
 import sys
 import tempfile
@@ -58,9 +59,22 @@ def make_database(path: Path, rows: int = ROWS) -> bool:
     return True
 
 
-def hints(bin_dir: Path, run_dir: Path, address: str) -> str:
+def is_free(address: str) -> bool:
+    """Tell whether a port can be listened on; another demo may have it."""
+    host, _, port = address.rpartition(":")
+    with closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+        except OSError:
+            return False
+    return True
+
+
+def hints(bin_dir: Path, run_dir: Path, address: str, api: str) -> str:
     """Return the commands to try while the node runs."""
     at = f"--run-dir {run_dir}"
+    page = f"  http://{api}/     # the status page, live; and /metrics\n" if api else ""
     return f"""
 Try, in another terminal, in {ROOT}:
 
@@ -68,8 +82,9 @@ Try, in another terminal, in {ROOT}:
   {bin_dir}/kamacache set 42 hello {at}
   {bin_dir}/kamacache get 42 --address {address}     # over gRPC
   {bin_dir}/kamacache delete 42 {at}
-  {bin_dir}/kamacache stats {at}
-
+  {bin_dir}/kamacache stats --watch {at}
+  {bin_dir}/kamacache doctor {at}
+{page}
   seq 1 100000 | shuf -r -n 200000 > /tmp/trace.txt             # a trace, a key a line
   {bin_dir}/python scripts/replay.py --trace /tmp/trace.txt --attach {run_dir} --processes 2
 
@@ -85,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--listen", default="127.0.0.1:8001")
+    parser.add_argument("--api", default="127.0.0.1:9999", help="left out where it is taken")
     parser.add_argument("--dir", type=Path, default=ROOT / ".demo", help="data and run directory")
     args = parser.parse_args()
     folder: Path = args.dir.resolve()
@@ -95,7 +111,8 @@ def main() -> None:
     node = bin_dir / "kamacache-node"
     if not node.exists():
         sys.exit(f"{node} is missing: run this through `make run`, which installs it")
-    print(hints(bin_dir, run_dir, args.listen), flush=True)
+    api = args.api if is_free(args.api) else ""
+    print(hints(bin_dir, run_dir, args.listen, api), flush=True)
     os.chdir(ROOT)
     os.environ["KAMACACHE_DEMO_DB"] = str(database)
     os.execv(
@@ -104,8 +121,10 @@ def main() -> None:
             str(node),
             f"--workers={args.workers}",
             f"--listen={args.listen}",
+            f"--api={api or 'none'}",
             "--app=scripts.demo_app:people",
             f"--run-dir={run_dir}",
+            "--warm-restart-max-downtime=0",  # a demo leaves nothing in memory
         ],
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -75,3 +76,15 @@ def test_the_getter_reads_rows_of_the_file(tmp_path: Path) -> None:
     assert set(row) == {"id", "name", "city", "score"}
     assert absent
     assert no_number
+
+
+def test_a_port_that_is_taken_is_no_reason_not_to_run() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert not run_demo.is_free(address)
+    assert run_demo.is_free(address)
+    told = run_demo.hints(Path("/b"), Path("/r"), "127.0.0.1:8001", "")
+    assert "http://" not in told
+    assert "http://h:1/ " in run_demo.hints(Path("/b"), Path("/r"), "127.0.0.1:8001", "h:1")
