@@ -166,6 +166,32 @@ def test_each_compose_service_is_a_node_of_the_cluster(yaml: Any, name: str) -> 
     assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
 
 
+def test_the_files_that_compose_mounts_are_there(yaml: Any) -> None:
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+    for service in services.values():
+        for volume in service.get("volumes", ()):
+            assert (COMPOSE.parent / volume.partition(":")[0]).exists(), volume
+    build = services["node-1"]["build"]
+    assert (COMPOSE.parent / build["context"]).resolve() == ROOT
+    assert ROOT / build["dockerfile"] == DOCKERFILE
+
+
+def test_prometheus_of_compose_asks_its_nodes_and_has_the_alerts(yaml: Any) -> None:
+    [ours] = deploy_files.documents(yaml, COMPOSE.with_name("prometheus.yml"))
+    [everywhere] = deploy_files.documents(yaml, DEPLOY / "prometheus/prometheus.yml")
+    assert ours["rule_files"] == everywhere["rule_files"]
+    [job], [known] = ours["scrape_configs"], everywhere["scrape_configs"]
+    assert job["job_name"] == known["job_name"]  # by which the alerts know it
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+    asked = {
+        f"{name}:{service['environment']['KAMACACHE_API'].rpartition(':')[2]}"
+        for name, service in services.items()
+        if name.startswith("node-")
+    }
+    assert set(job["static_configs"][0]["targets"]) == asked
+    assert set(services["prometheus"]["depends_on"]) == {name.partition(":")[0] for name in asked}
+
+
 # ---------------------------------------------------------------------------- kubernetes
 
 
