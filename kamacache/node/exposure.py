@@ -8,6 +8,8 @@ at a reload. Beyond loopback, without ``--insecure``::
     no     yes     a caution: tokens travel in clear
     yes    no      a caution: whoever reaches the port may read and write (unless --tls-client-ca)
     yes    yes
+
+With tokens a cluster needs that on loopback, too: what nodes ask of each other needs no token.
 """
 
 from __future__ import annotations
@@ -47,6 +49,8 @@ def check_exposure(
         said += _check_open(files, open_to_all)
         if place.clustered and "listen" in open_to_all:
             _check_cluster(files, open_to_all["listen"])
+    elif files.tokens and place.clustered and listening.get("listen") and not insecure:
+        _check_cluster(files, None)
     return tuple(said)
 
 
@@ -70,12 +74,15 @@ def _check_open(files: SecurityFiles, listening: Mapping[str, Address]) -> list[
     return []
 
 
-def _check_cluster(files: SecurityFiles, address: Address) -> None:
+def _check_cluster(files: SecurityFiles, address: Address | None) -> None:
     if files.peer_secret or files.tls_client_ca:
         return
+    where = "clients need a token"
+    if address is not None:
+        where = f"listen is {address}, which other hosts can reach"
     raise ConfigError(
-        f"listen is {address}, which other hosts can reach, and nothing tells the nodes of this "
-        "cluster from others: whoever reaches the port may speak as one of them, without a token; "
+        f"{where}, and nothing tells the nodes of this cluster from others: "
+        "whoever reaches the port may speak as one of them, without a token; "
         "give all nodes one --peer-secret FILE, or --tls-client-ca with --tls-cert, or say "
         "--insecure where the network is yours alone",
         setting="peer_secret",

@@ -23,6 +23,7 @@ from kamacache.rundir.live import LiveSettings
 from kamacache.security import tokens
 from kamacache.security.tokens import Token, Tokens
 
+GUESSED: Final = "the token is not known to this node"
 UNKNOWN: Final = "unknown"  # in the log: who presented no token that is known
 
 log = logging.getLogger("kamacache.security")
@@ -63,7 +64,7 @@ class Access:
         if token is None:
             self.unknown += 1
             self._note("a call with an unknown token was refused", UNKNOWN, client)
-            raise AccessDeniedError("the token is not known to this node")
+            raise AccessDeniedError(GUESSED)
         return token
 
     def permit(self, token: Token | None, group: str, client: str, *, write: bool) -> None:
@@ -93,7 +94,7 @@ class Access:
 
     async def wait(self, error: AccessDeniedError) -> None:
         """Let who guesses tokens wait for the answer; not all of them, where they are many."""
-        if error.token is not None or self._waiting >= ACCESS_REFUSED_WAITING_MAX:
+        if error.message != GUESSED or self._waiting >= ACCESS_REFUSED_WAITING_MAX:
             return
         self._waiting += 1
         try:

@@ -118,3 +118,17 @@ def test_a_cluster_with_tls_needs_a_ca_and_its_own_name(tls: dict[str, str]) -> 
 def test_files_are_looked_at_whatever_else_is_said(tls: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         said(listen=CLOSED, insecure=True, tls_cert="/nowhere", tls_key=tls["tls_key"])
+
+
+def test_tokens_in_a_cluster_need_nodes_that_know_each_other_on_loopback_too(
+    tokens: str, secret: str
+) -> None:
+    near = find_place(
+        CLOSED, listen_text="127.0.0.1:8001", peers=("127.0.0.1:8001", "127.0.0.1:8002")
+    )
+    with pytest.raises(ConfigError, match="--peer-secret"):
+        said(listen=CLOSED, place=near, tokens=tokens)
+    assert said(listen=CLOSED, place=near, tokens=tokens, insecure=True) == ()
+    assert said(listen=CLOSED, place=near, tokens=tokens, peer_secret=secret) == ()
+    assert said(listen=CLOSED, tokens=tokens) == ()
+    assert said(listen=None, place=near, tokens=tokens) == ()

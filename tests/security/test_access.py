@@ -155,7 +155,9 @@ def test_refusals_are_logged_once_in_a_while_by_name_and_address_and_never_the_t
 async def test_who_guesses_waits_and_who_has_a_token_or_comes_late_does_not(
     access: Access, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unknown = AccessDeniedError("unknown")
+    with pytest.raises(AccessDeniedError) as caught:
+        access.identify("Bearer guess-0123456789", CLIENT)
+    unknown = caught.value
     start_s = time.monotonic()
     guesses = [
         asyncio.ensure_future(access.wait(unknown)) for _ in range(ACCESS_REFUSED_WAITING_MAX)
@@ -163,6 +165,9 @@ async def test_who_guesses_waits_and_who_has_a_token_or_comes_late_does_not(
     await asyncio.sleep(0)
     await access.wait(unknown)  # one too many to be kept waiting
     await access.wait(AccessDeniedError("beyond", token="web"))
+    with pytest.raises(AccessDeniedError) as caught:
+        access.identify(None, CLIENT)
+    await access.wait(caught.value)  # nothing was guessed
     assert not any(guess.done() for guess in guesses)
     await asyncio.gather(*guesses)
     assert time.monotonic() - start_s >= ACCESS_REFUSED_WAIT_S
