@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Final
 
-COMMANDS: Final = {
-    name: f"kamacache.cli.admin.{name}" for name in ("stats", "ring", "peers", "drain", "flush")
-}
+_NAMES: Final = ("stats", "ring", "peers", "drain", "flush", "doctor")
+COMMANDS: Final = {name: f"kamacache.cli.admin.{name}" for name in _NAMES}
 """The modules, each with a click command named ``command``."""
