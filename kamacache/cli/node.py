@@ -12,6 +12,7 @@ The ready line is the one line on stdout, and stable::
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from functools import partial
@@ -207,7 +208,7 @@ def _run(config: str | None, flags: dict[str, Any], *, check_only: bool = False)
     try:
         return Supervisor(settings, reread=reread, on_ready=_say).run()
     except NodeEndError as error:
-        return _refused(error.code, error.message) if error.code else 0
+        return _ended(error, settings.log_format) if error.code else 0
 
 
 def _check(
@@ -240,6 +241,18 @@ def _settings(
 def _say(line: str) -> None:
     with contextlib.suppress(OSError):  # nobody reads it any more: no reason to end
         os.write(1, f"{line}\n".encode())  # print would fail once more when Python ends
+
+
+def _ended(error: NodeEndError, log_format: str) -> int:
+    """Say why the node ends, in a line of the log's form; return the exit code."""
+    from kamacache.node.stderr import Stderr
+
+    if log_format == "json":
+        fields = {"code": error.code, "reason": error.message}
+        logging.getLogger("kamacache.node").error("the node cannot run", extra=fields)
+    else:  # not print: a pipe that nobody reads must not keep the process
+        Stderr().write(f"kamacache-node: {error.message}\n")
+    return error.code
 
 
 def _refused(code: int, message: str) -> int:
