@@ -29,7 +29,9 @@ from kamacache.limits import (
     NOTIFY_AGAIN_S,
     NOTIFY_EXTEND_EVERY_S,
     NOTIFY_EXTEND_S,
+    NOTIFY_STATUS_CHARS_MAX,
     NOTIFY_UNSENT_MAX,
+    NOTIFY_WATCHDOG_S_MIN,
 )
 
 _VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
@@ -43,7 +45,9 @@ class Notifier:
 
     def __init__(self, address: str | None = None, *, watchdog_s: float = 0.0) -> None:
         """``address`` is a path, or ``@`` and an abstract name; ``watchdog_s`` 0: no watchdog."""
-        self._watchdog_every_s = watchdog_s / 2 if address else 0.0
+        self._watchdog_every_s = (
+            max(watchdog_s / 2, NOTIFY_WATCHDOG_S_MIN) if address and watchdog_s else 0.0
+        )
         self._next_watchdog_s = self._next_extend_s = 0.0
         self._unsent: deque[bytes] = deque(maxlen=NOTIFY_UNSENT_MAX)
         self._failed = False
@@ -72,7 +76,11 @@ class Notifier:
         if found["WATCHDOG_PID"] in ("", str(os.getpid())):
             with contextlib.suppress(ValueError):
                 watchdog_s = max(0.0, int(found["WATCHDOG_USEC"] or 0) / 1e6)
-        return cls(address, watchdog_s=watchdog_s)
+        try:
+            return cls(address, watchdog_s=watchdog_s)
+        except OSError as error:  # no descriptors are left, or no such sockets
+            log.warning("the service manager cannot be told", why=str(error))
+            return cls()
 
     @property
     def fds(self) -> tuple[int, ...]:
@@ -135,7 +143,8 @@ class Notifier:
             return
         if self._unsent and self._unsent[-1].startswith(b"STATUS="):
             self._unsent.pop()  # nobody has seen it, and it is out of date
-        self._unsent.append("\n".join(lines).encode())
+        # A path in a reason may be no UTF-8.
+        self._unsent.append("\n".join(lines).encode(errors="replace"))
         if not self._flush() and not keep:
             self._unsent.pop()
 
@@ -158,4 +167,5 @@ class Notifier:
 
 
 def _status(text: str) -> str:
-    return "STATUS=" + " ".join(text.split())  # a line break would begin another variable
+    # A line break would begin another variable.
+    return "STATUS=" + " ".join(text.split())[:NOTIFY_STATUS_CHARS_MAX]

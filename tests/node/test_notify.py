@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kamacache.limits import NOTIFY_AGAIN_S, NOTIFY_EXTEND_EVERY_S
+from kamacache.limits import (
+    NOTIFY_AGAIN_S,
+    NOTIFY_EXTEND_EVERY_S,
+    NOTIFY_STATUS_CHARS_MAX,
+    NOTIFY_WATCHDOG_S_MIN,
+)
 from kamacache.node.notify import Notifier
 from tests.service_manager import ServiceManager
 
@@ -67,6 +73,30 @@ def test_more_time_is_asked_for_again_before_it_is_over(
     assert manager.heard() == [["EXTEND_TIMEOUT_USEC=10000000"]]
     notifier.extend(100.0 + NOTIFY_EXTEND_EVERY_S)
     assert len(manager.heard()) == 1
+
+
+def test_no_interval_makes_the_loop_spin(manager: ServiceManager) -> None:
+    notifier = Notifier(manager.address, watchdog_s=0.000_001)
+    assert notifier.watchdog(100.0) == 100.0 + NOTIFY_WATCHDOG_S_MIN
+    notifier.close()
+
+
+def test_a_status_is_one_that_systemd_takes(manager: ServiceManager, notifier: Notifier) -> None:
+    notifier.status("\udcff" + "\N{SNOWMAN}" * 10_000)
+    [[told]] = manager.heard()
+    assert told.startswith("STATUS=?\N{SNOWMAN}")
+    assert 3_000 > len(told.encode()) > NOTIFY_STATUS_CHARS_MAX
+
+
+def test_a_process_without_descriptors_left_starts_untold(manager: ServiceManager) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limit[1]))
+    try:
+        notifier = Notifier.from_environment({"NOTIFY_SOCKET": manager.address})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    notifier.ready("nobody hears it")
+    assert manager.heard() == []
 
 
 def test_what_finds_no_room_is_sent_later_in_its_order(
