@@ -287,6 +287,7 @@ class PeerLink:
             ticket, told = following
             told.flags |= FROM_PEER
             told.sent = self._clock()
+            self._counts[REQUESTS] += 1
             if type(told) is Invalidate:
                 self._counts[INVALIDATIONS] += 1
                 self._counts[INVALIDATED] += len(told.items)

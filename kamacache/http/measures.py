@@ -487,7 +487,12 @@ PEERS: Final = (
         "Failed tries in a row to reach the peer, the most of any worker; 0 while it is up.",
         lambda p: p.breaker_failures,
     ),
-    _peer("peer_calls_total", "counter", "Requests for a peer, of any kind.", lambda p: p.calls),
+    _peer(
+        "peer_calls_total",
+        "counter",
+        "Requests for a peer: gets, writes, invalidations.",
+        lambda p: p.calls,
+    ),
     Measure(
         "kamacache_peer_call_errors_total",
         "counter",

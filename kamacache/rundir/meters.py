@@ -320,8 +320,3 @@ class Meters:
         """The region of the HTTP role."""
         at = self.sizes.bytes // 8 - HTTP.words
         return Region(HTTP, self._words[at : at + HTTP.words])
-
-
-def private_meters(groups: int = 1) -> WorkerMeters:
-    """Return a worker's regions in this process's own memory, without slots for peers."""
-    return WorkerMeters(Region(WORKER), [Region(GROUP) for _ in range(groups)], [])
