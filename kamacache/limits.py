@@ -171,6 +171,8 @@ REQUEST_ARRIVES_S: Final = 30.0  # for a call's request, once the call has begun
 REQUEST_LOOK_EVERY_S: Final = 0.5
 FRONT_CONNECTIONS_MAX: Final = 10_000  # of one front
 FRONT_IDLE_S: Final = 1_800  # after which a connection without a call is closed
+REFLECTIONS_MAX: Final = 16  # streams of one front that ask what its services are
+REFLECTION_S: Final = 30.0  # that such a stream may last
 METADATA_BYTES_MAX: Final = 16 << 10  # of one call
 
 # Remote clients.

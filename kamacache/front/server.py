@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 
 from kamacache.cluster.membership import Membership
@@ -17,6 +17,7 @@ from kamacache.errors import NodeUnavailableError
 from kamacache.front.engine import Engine
 from kamacache.front.health import HealthServicer
 from kamacache.front.metering import FrontMeter
+from kamacache.front.open_services import open_services
 from kamacache.front.peers import PeersServicer
 from kamacache.front.servicer import ALONE, SERVICE, CacheServicer
 from kamacache.front.settings import FrontSettings
@@ -68,9 +69,9 @@ class FrontServer:
         if peers is not None:
             peers.on_streams = meter.peer_streams
             self._server.add_generic_rpc_handlers((peers.handler(),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE.full_name, HEALTH_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        others = open_services(self._health, names, self._cache.admission)
+        self._server.add_generic_rpc_handlers(tuple(others))
 
     async def start(self) -> int:
         """Bind and serve; return the port. Raises `NodeUnavailableError` where it cannot bind."""

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
+from kamacache.front import open_services
 from kamacache.limits import METADATA_BYTES_MAX
 from kamacache.v1 import kamacache_pb2 as pb
 from kamacache.v1.kamacache_pb2_grpc import CacheStub
@@ -19,6 +20,7 @@ from tests.raw_http2 import (
     DATA,
     DEADLINE_S,
     END_HEADERS,
+    END_STREAM,
     GOAWAY,
     HEADERS,
     INITIAL_WINDOW_SIZE,
@@ -79,6 +81,26 @@ async def test_a_call_whose_request_never_comes_ends_and_gives_back_its_place(
         assert {stream for _, _, stream, _ in ended} == {1, 3}
         # The second is told in the words of the first: HPACK has them in its table.
         assert b"did not arrive within 0.3 s" in ended[0][3]
+        await answered(channel)
+
+
+async def test_what_needs_no_token_holds_no_places_either(
+    serving: Any, engine: ShardEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounds = {"s": 0.3, "streams_max": 2}
+    monkeypatch.setattr(open_services.Reflection.__init__, "__kwdefaults__", bounds)
+    health, reflection = "/grpc.health.v1.Health", "/grpc.reflection.v1alpha.ServerReflection"
+    methods = (f"{health}/Check", f"{health}/Watch", *[f"{reflection}/ServerReflectionInfo"] * 3)
+    async with (
+        serving(engine, request_s=0.3, calls_max=5) as (server, channel),
+        connected(server.port) as client,
+    ):
+        client.begin()
+        client.send(*(call(method, 1 + 2 * n) for n, method in enumerate(methods)))
+        ends = 0
+        while ends < len(methods):  # reflection sends its headers first
+            _, flags, _, _ = await client.until(HEADERS)
+            ends += flags & END_STREAM
         await answered(channel)
 
 
