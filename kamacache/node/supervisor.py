@@ -360,6 +360,9 @@ class Supervisor:
                 log.warning("role ended badly", child=child.name, child_pid=pid, code=exit_code)
             return
         fields = {"child": child.name, "child_pid": pid, "code": exit_code}
+        if was_ready and exit_code == EXIT_OK:  # told to, as an agent at a reload
+            log.info("role ended, forking it again", **fields)
+            return
         if was_ready:
             log.warning("role died, forking it again", **fields)
             return

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from kamacache.cluster.membership import MembershipReader
+from kamacache.limits import SECRETS_LOOK_EVERY_S, SECRETS_SETTLE_S
 from kamacache.local.attach import Attachment
 from kamacache.local.attached import AttachedEngine
 from kamacache.rundir.roster import Roster, read_roster
@@ -79,6 +80,7 @@ class Reloaded:
             "log_format": "json",
             "api": "127.0.0.1:0",
             "slow_load_ms": 0,
+            "insecure": True,  # tokens in a cluster of which nobody knows another
         }
         self.port = free_ports(1)[0]
         self.source = self.source_of("first", self.port)
@@ -379,3 +381,37 @@ def test_peers_come_and_go_with_a_reload(short_dir: Path, shm_root: Path) -> Non
         for reader in readers:
             reader.close()
         assert (first.stop(), second.stop()) == (0, 0)
+
+
+@pytest.mark.soak
+def test_files_that_change_are_taken_up_without_a_signal(short_dir: Path, shm_root: Path) -> None:
+    path = short_dir / "tokens.toml"
+
+    def give(secret: str) -> None:
+        fresh = short_dir / "tokens.new"
+        fresh.touch(0o600)
+        fresh.write_text(f'[[token]]\nname = "t"\nsecret = "{secret * 16}"\nread = ["*"]\n')
+        fresh.replace(path)
+
+    give("a")
+    with NodeProcess(
+        short_dir / "run",
+        *(
+            "--group",
+            "scores:1MiB",
+            "--listen",
+            "none",
+            "--workers",
+            "1",
+            "--shm-dir",
+            str(shm_root),
+        ),
+        *("--tokens", str(path), "--warm-restart-max-downtime", "0"),
+    ) as node:
+        node.await_ready()
+        give("b")
+        end_s = time.monotonic() + 2 * (SECRETS_LOOK_EVERY_S + SECRETS_SETTLE_S)
+        while not read_roster(node.description().sockets_dir).reloads:
+            assert time.monotonic() < end_s, node.log
+            time.sleep(0.1)
+        assert node.stop() == 0

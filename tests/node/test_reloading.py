@@ -276,3 +276,22 @@ def test_a_swap_of_a_link_above_a_file_is_seen(short_dir: Path) -> None:
 
 def test_a_node_without_files_of_secrets_never_looks(make: Callable[..., Reloaded]) -> None:
     assert make().tick(0.0) == float("inf")
+
+
+def test_an_embedded_node_takes_up_files_at_a_signal_and_reads_nothing_else(
+    make: Callable[..., Reloaded], short_dir: Path
+) -> None:
+    path = short_dir / "tokens.toml"
+    tokens(path, "first-secret-of-16")
+    one = make(security=SecurityFiles(tokens=str(path)))
+    settings = one.settings
+    one.reloading = Reloading(settings, None, one.teller, Notifier())
+    tokens(path, "second-secret-of-16")
+    one.reloading.ask()
+    one.tick(1.0)
+    assert (one.counts, one.words, one.reads) == ((1, 0), [WORD_RELOAD], 0)
+    assert one.reloading.settings == settings
+    path.write_text("no toml at all")
+    one.reloading.ask()
+    one.tick(2.0)
+    assert one.counts == (1, 1)
