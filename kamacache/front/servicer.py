@@ -39,6 +39,7 @@ from kamacache.front.admission import Admission, NoRequestError
 from kamacache.front.engine import Engine
 from kamacache.front.settings import FrontSettings
 from kamacache.limits import CALL_TIMEOUT_MAX_S, KEY_BYTES_MAX, TTL_MS_MAX
+from kamacache.repeated import RepeatedLog
 from kamacache.security.access import Access
 from kamacache.security.tokens import Token
 from kamacache.store import Negative
@@ -46,7 +47,6 @@ from kamacache.store.entries import Entry
 from kamacache.v1 import kamacache_pb2 as pb
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Cache"]
-LOG_EVERY_S: Final = 10.0
 ALONE: Final = Membership(number=0, own="", members=())
 SLICE_KEYS: Final = 256  # looked up before a batch's bytes are counted again, and may be too many
 
@@ -72,8 +72,7 @@ class CacheServicer:
         self._settings = settings
         self._membership = membership
         self.settling = False  # the node may have missed writes: nothing is answered
-        self._logged_s = float("-inf")
-        self._unlogged = 0
+        self._log = RepeatedLog(log)
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
         """Return the handler of each method, by its name."""
@@ -312,12 +311,7 @@ class CacheServicer:
         return answer
 
     def _log_defect(self, error: Exception) -> None:
-        now = time.monotonic()
-        if now - self._logged_s < LOG_EVERY_S:
-            self._unlogged += 1
-            return
-        log.error("unexpected error in a call (%d more unlogged)", self._unlogged, exc_info=error)
-        self._logged_s, self._unlogged = now, 0
+        self._log.error("unexpected error in a call", exc_info=error)
 
 
 def _bytes_of(answers: list[Any]) -> int:
