@@ -18,10 +18,13 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 
 import kamacache
+from kamacache.cli.access import OPTIONS as ACCESS_OPTIONS
+from kamacache.cli.access import access_to
 from kamacache.cli.admin import COMMANDS
 from kamacache.cli.target import LocalTarget, Target
 from kamacache.config import seconds_to_ms
 from kamacache.errors import (
+    AccessDeniedError,
     ConfigError,
     DeadlineExceededError,
     GroupNotFoundError,
@@ -79,14 +82,16 @@ class RemoteTarget:
 
         from kamacache.v1 import kamacache_pb2, kamacache_pb2_grpc
 
+        access = access_to(address)
         self._address = address
+        self._metadata, self._tls = access.metadata, access.tls
         self._deadline_s = time.monotonic() + timeout_s
         limits = [
             ("grpc.max_receive_message_length", VALUE_BYTES_CEILING + (1 << 16)),
             ("grpc.enable_http_proxy", 0),  # a cache is not reached through a web proxy
         ]
         self._pb = kamacache_pb2
-        self._stub = kamacache_pb2_grpc.CacheStub(grpc.insecure_channel(address, options=limits))
+        self._stub = kamacache_pb2_grpc.CacheStub(access.channel(grpc, address, limits))
         self._error: type[grpc.RpcError] = grpc.RpcError
 
     def groups(self) -> list[str]:
@@ -128,9 +133,10 @@ class RemoteTarget:
         from kamacache.cluster.status import from_rpc
 
         try:
-            return method(request, timeout=max(0.0, self._deadline_s - time.monotonic()))
+            left_s = max(0.0, self._deadline_s - time.monotonic())
+            return method(request, timeout=left_s, metadata=self._metadata)
         except self._error as error:
-            raise from_rpc(error, self._address) from error
+            raise from_rpc(error, self._address, tls=self._tls) from error
 
 
 def exit_code(error: KamaCacheError) -> int:
@@ -139,6 +145,8 @@ def exit_code(error: KamaCacheError) -> int:
         return EXIT_UNAVAILABLE
     if isinstance(error, DeadlineExceededError):
         return EXIT_TIMEOUT
+    if isinstance(error, AccessDeniedError):
+        return EXIT_NOT_PERMITTED
     usage = (GroupNotFoundError, KeyTooLongError, ValueTooLargeError, ConfigError)
     return EXIT_USAGE if isinstance(error, usage) else EXIT_FAILED
 
@@ -237,6 +245,7 @@ def say(answer: dict[str, Any]) -> None:
 def where_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that all commands have."""
     for option in (
+        *ACCESS_OPTIONS,
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
         click.option(
             "--timeout",
