@@ -243,6 +243,14 @@ def say(answer: dict[str, Any]) -> None:
 
 
 def where_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of all commands that are about one group."""
+    option = click.option(
+        "--group", metavar="NAME", help="May be left out where the node has one group."
+    )
+    return option(place_options(command))
+
+
+def place_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that all commands have."""
     for option in (
         *ACCESS_OPTIONS,
@@ -261,9 +269,6 @@ def where_options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.Path(file_okay=False),
             metavar="DIR",
             help="Run directory of a node on this host.",
-        ),
-        click.option(
-            "--group", metavar="NAME", help="May be left out where the node has one group."
         ),
     ):
         command = option(command)

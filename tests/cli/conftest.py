@@ -3,39 +3,34 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+from click.testing import CliRunner
 
+from kamacache.cli.client import command
 from tests.cluster_nodes import Cluster, make_cluster, shared_cluster
-from tests.node_process import ROOT
 
 __all__ = ["make_cluster"]
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+class Ended(NamedTuple):
+    """What the command printed, and its exit code."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def kamacache(*args: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "kamacache.cli.client", *map(str, args)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-        env={
-            "PYTHONPATH": str(ROOT),
-            "LANG": "C.UTF-8",
-            "PATH": os.environ["PATH"],
-            **variables,
-        },
-    )
+def kamacache(*args: object, **variables: str) -> Ended:
+    """Run the command to its end, in this process: starting Python takes longer than most of it."""
+    runner = CliRunner(env={"NO_COLOR": None, "KAMACACHE_RUN_DIR": None, **variables})
+    result = runner.invoke(command, [str(arg) for arg in args], prog_name="kamacache")
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Ended(result.exit_code, result.stdout, result.stderr)
 
 
 def told(*args: object, code: int = 0, **variables: str) -> Any:

@@ -19,6 +19,7 @@ import pytest
 from kamacache.cli.admin.asking import Told
 from kamacache.cli.admin.diagnosis import Finding, host, node
 from kamacache.cli.admin.diagnosis.cluster import cluster_checks, link_checks
+from kamacache.clock import boottime_ms
 from kamacache.cluster.membership import Member, Membership
 from kamacache.errors import NodeUnavailableError
 from kamacache.rundir.description import read_description
@@ -320,7 +321,7 @@ def test_what_stopped_nodes_left_is_named(shm_root: Path, short_dir: Path) -> No
         (stale,) = host.check_left_overs(shm, run_dir)
         assert stale.check == "left-overs"
         assert str(folder) in stale.detail
-        keep_shards(about, ())
+        keep_shards(about, (), boottime_ms())
         assert (folder / NOTE).exists()
         (kept,) = host.check_left_overs(shm, run_dir)
         assert kept.check == "kept shards"

@@ -27,7 +27,7 @@ from kamacache.cli.admin.diagnosis.node import (
     snapshot_checks,
 )
 from kamacache.cli.admin.output import BAD, GOOD, WARNING, columns_of_terminal, paint
-from kamacache.cli.client import place_of, say, where_options
+from kamacache.cli.client import place_of, place_options, say
 from kamacache.cluster.membership import Membership
 from kamacache.errors import KamaCacheError, NodeUnavailableError
 from kamacache.local.observing import observe
@@ -46,10 +46,9 @@ MARGIN: Final = 9  # columns before what was found
     metavar="DIR",
     help="Where shards are kept. Default: the node's, $KAMACACHE_SHM_DIR, or /dev/shm.",
 )
-@where_options
+@place_options
 def command(
     shm_dir: str | None,
-    group: str | None,
     run_dir: str | None,
     address: str | None,
     timeout: float,

@@ -36,6 +36,8 @@ class GroupFigures(msgspec.Struct, kw_only=True):
     fetches: int = 0  # asked of the nodes that own the keys
     fetch_errors: int = 0
     mirrors_kept: int = 0
+    loads_standing_in: int = 0  # for an owner that was down
+    loads_not_owned: int = 0  # by a node that asked, as rings disagree or nobody answered
     evictions: int = 0
     expired: int = 0
     loads_in_flight: int = 0  # now
@@ -117,4 +119,5 @@ _SHARED: Final = (
     *("items", "live_bytes", "gets", "near_hits", "memory_hits", "negative_hits", "misses"),
     *("worker_hits", "sets", "deletes", "loads", "load_errors", "load_timeouts", "fetches"),
     *("fetch_errors", "mirrors_kept", "loads_in_flight", "loads_queued"),
+    *("loads_standing_in", "loads_not_owned"),
 )

@@ -9,7 +9,7 @@ import click
 
 from kamacache.cli.admin.asking import mapped
 from kamacache.cli.admin.output import count
-from kamacache.cli.client import place_of, say, where_options
+from kamacache.cli.client import place_of, place_options, say
 from kamacache.errors import ConfigError
 from kamacache.local.flushing import flush
 
@@ -17,17 +17,16 @@ EVERY_GROUP: Final = ""
 
 
 @click.command("flush")
-@click.argument("of_group", metavar="[GROUP]", required=False)
+@click.argument("name", metavar="[GROUP]", required=False)
 @click.option("--all", "everything", is_flag=True, help="Every group of the cluster.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--local", is_flag=True, help="On this node alone, not on the others.")
-@where_options
+@place_options
 def command(
-    of_group: str | None,
+    name: str | None,
     everything: bool,
     yes: bool,
     local: bool,
-    group: str | None,
     run_dir: str | None,
     address: str | None,
     timeout: float,
@@ -40,9 +39,6 @@ def command(
     not reached is named, and drops its records before the others ask it again. Needs the run
     directory of a node.
     """
-    name = of_group or group
-    if of_group and group and of_group != group:
-        raise click.UsageError(f"two groups, {of_group!r} and {group!r}: name one")
     if (name is None) != everything:
         raise click.UsageError("name a GROUP, or give --all for every group")
     run_dir, address = place_of(run_dir, address)

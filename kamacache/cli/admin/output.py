@@ -45,7 +45,7 @@ def coloured() -> bool:
 
 def paint(text: str, colour: str | None) -> str:
     """Return a text in a colour, where colours are used."""
-    return click.style(text, fg=colour) if colour and coloured() else text
+    return click.style(text, fg=colour) if colour and text.strip() and coloured() else text
 
 
 def columns_of_terminal() -> int | None:

@@ -27,7 +27,7 @@ from kamacache.cli.admin.output import (
     share,
     table,
 )
-from kamacache.cli.client import place_of, say, where_options
+from kamacache.cli.client import place_of, place_options, say
 from kamacache.cluster.membership import Membership
 from kamacache.cluster.ring import Ring
 from kamacache.errors import KamaCacheError
@@ -70,10 +70,8 @@ class PeerFigures(msgspec.Struct, kw_only=True):
 
 
 @click.command("peers")
-@where_options
-def command(
-    group: str | None, run_dir: str | None, address: str | None, timeout: float, as_json: bool
-) -> None:
+@place_options
+def command(run_dir: str | None, address: str | None, timeout: float, as_json: bool) -> None:
     """Print the nodes of the cluster, and each worker's link to them.
 
     Versions are asked of each node over gRPC. With --address links are not known: each node is
