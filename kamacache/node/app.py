@@ -129,11 +129,14 @@ def probe_app(target: str, *, timeout_s: float, signals: SignalQueue) -> list[Gr
 
 def _collect(target: str, read: int, signals: SignalQueue, deadline_s: float) -> bytes:
     answer = b""
+    hung_up = False
     while len(answer) < PROBE_ANSWER_BYTES_MAX:
         left_s = deadline_s - time.monotonic()
         readable = wait_readable((read, signals.fileno()), left_s)
-        if any(number in _STOPPING for number in signals.take()):
+        came = signals.take()
+        if any(number in _STOPPING for number in came):
             raise NodeEndError(EXIT_OK, "told to stop while the app was being loaded")
+        hung_up |= signal.SIGHUP in came
         if read in readable:
             part = os.read(read, 1 << 16)
             if not part:
@@ -141,6 +144,8 @@ def _collect(target: str, read: int, signals: SignalQueue, deadline_s: float) ->
             answer += part
         elif left_s <= 0:
             raise NodeEndError(EXIT_APP, f"--app {target} cannot be loaded: the import hangs")
+    if hung_up:
+        signals.keep(signal.SIGHUP)  # the node reloads when it is ready
     return answer
 
 

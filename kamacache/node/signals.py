@@ -35,6 +35,7 @@ class SignalQueue:
         # A full pipe loses a signal of which hundreds wait already: SIGCHLD is collected by
         # waitpid, the others mean the same twice.
         signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        self._kept: list[int] = []
         for number in HANDLED:
             # The C handler has written the number to the wakeup fd; nothing is left to do. (Not
             # SIG_IGN: the kernel would then throw the signal away.)
@@ -51,10 +52,15 @@ class SignalQueue:
 
     def take(self) -> list[int]:
         """Return the signals that came since, oldest first; never blocks."""
+        kept, self._kept = self._kept, []
         try:
-            return list(self._read.recv(_READ_BYTES))
+            return [*kept, *self._read.recv(_READ_BYTES)]
         except BlockingIOError:
-            return []
+            return kept
+
+    def keep(self, number: int) -> None:
+        """Put back a signal that is not for now: the next `take` returns it, at whatever time."""
+        self._kept.append(number)
 
     def close(self) -> None:
         """Stop queueing; the handlers stay and do nothing."""

@@ -189,6 +189,7 @@ class Supervisor:
             self._selector.register(
                 self._program_pidfd, selectors.EVENT_READ, self._on_program_dead
             )
+        self._on_signals()  # what came while the app was probed
         import_shared()
         gc.collect()
         gc.freeze()  # a collection in a child must not copy the pages of what it inherited

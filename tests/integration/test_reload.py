@@ -383,6 +383,35 @@ def test_peers_come_and_go_with_a_reload(short_dir: Path, shm_root: Path) -> Non
         assert (first.stop(), second.stop()) == (0, 0)
 
 
+def test_a_signal_while_the_app_is_loaded_is_a_reload_of_the_node_that_is_ready(
+    short_dir: Path, shm_root: Path
+) -> None:
+    (short_dir / "late_app.py").write_text(
+        "import pathlib, time, kamacache\n"
+        "here = pathlib.Path(__file__).parent\n"
+        "(here / 'begun').touch()\n"
+        "while not (here / 'go').exists(): time.sleep(0.01)\n"
+        "groups = [kamacache.Group('scores', cache_bytes='1MiB')]\n"
+    )
+    with NodeProcess(
+        short_dir / "run",
+        *("--app", "late_app:groups", "--listen", "none", "--workers", "1"),
+        *("--shm-dir", str(shm_root), "--warm-restart-max-downtime", "0"),
+        environment={"PYTHONPATH": f"{short_dir}:{ROOT}"},
+    ) as node:
+        end_s = time.monotonic() + 15
+        while not (short_dir / "begun").exists():
+            assert time.monotonic() < end_s, node.log
+            time.sleep(0.01)
+        node.process.send_signal(signal.SIGHUP)
+        (short_dir / "go").touch()
+        node.await_ready()
+        while not read_roster(node.description().sockets_dir).reloads:
+            assert time.monotonic() < end_s, node.log
+            time.sleep(0.01)
+        assert node.stop() == 0
+
+
 @pytest.mark.soak
 def test_files_that_change_are_taken_up_without_a_signal(short_dir: Path, shm_root: Path) -> None:
     path = short_dir / "tokens.toml"
