@@ -7,7 +7,9 @@ is not certain that what was kept is the latest, the log says why.
 from __future__ import annotations
 
 import random
+import socket
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
@@ -35,6 +37,12 @@ def cluster(shm_root: Path, environment: None) -> Iterator[Cluster]:
     with shared_cluster(shm_root, arguments=WARM) as cluster:
         await_memory()
         yield cluster
+
+
+def free_port() -> int:
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", 0))
+        return int(trial.getsockname()[1])
 
 
 def await_memory() -> None:
@@ -154,6 +162,43 @@ def test_node_that_is_not_there_to_answer(cluster: Cluster) -> None:
     cluster.await_linked()
     assert_everywhere(cluster, keys[:50], "after")
     assert third.alive
+
+
+@pytest.mark.soak
+def test_members_that_a_list_names_are_asked_and_those_that_came_and_went_cannot_be(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster(4, listed=True, arguments=WARM)
+    node, other, third, guest = cluster.nodes
+    api = f"127.0.0.1:{free_port()}"
+    node.arguments = (*node.arguments, "--api", api)
+    cluster.list_members(0, 1, 2)
+    cluster.start(0, 1, 2)
+    await_memory()
+    keys = [f"listed-{number}" for number in range(300)]
+    node.group("plain").set_many(dict.fromkeys(keys, "before"))
+    kept = held(node, keys)
+    node.stop()
+    cluster.await_unlinked(node)
+    node.start()
+    assert COLD not in lives(node)
+    assert held(node, keys) >= 0.999 * kept
+    with urllib.request.urlopen(f"http://{api}/readyz", timeout=5) as answer:
+        assert answer.status == 200
+
+    node.stop()
+    cluster.list_members(1, 2, 3)
+    guest.start()
+    cluster.await_links({1: 4, 2: 4})
+    guest.group("plain").set_many(dict.fromkeys(keys, "after"))
+    guest.kill()
+    cluster.list_members(0, 1, 2)
+    cluster.await_links({1: 2, 2: 2})
+    node.start()
+    assert "does not know all that it wrote meanwhile" in lives(node)
+    assert held(node, keys) == 0
+    assert third.alive
+    assert other.alive
 
 
 # -- under writes ---------------------------------------------------------------------------------
