@@ -21,6 +21,7 @@ from kamacache.local.attached import AttachedEngine
 from kamacache.rundir.roster import Roster, read_roster
 from tests.cluster_nodes import _ports as free_ports
 from tests.node_process import ROOT, NodeProcess
+from tests.service_manager import ServiceManager
 
 pytestmark = pytest.mark.integration
 
@@ -86,12 +87,13 @@ class Reloaded:
         self.source = self.source_of("first", self.port)
         self.write()
         (folder / "reloaded_app.py").write_text(APP)
+        self.manager = ServiceManager(str(folder / "notify"))
         self.node = NodeProcess(
             folder / "run",
             *("--config", str(self.config), "--app", "reloaded_app:scores"),
             *("--listen", f"127.0.0.1:{self.port}", "--shm-dir", str(shm)),
             *("--warm-restart-max-downtime", "0"),
-            environment={"PYTHONPATH": f"{folder}:{ROOT}"},
+            environment={"PYTHONPATH": f"{folder}:{ROOT}", "NOTIFY_SOCKET": self.manager.address},
         )
 
     @property
@@ -151,7 +153,7 @@ class Reloaded:
 def reloaded(shm_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reloaded]:
     folder = tmp_path_factory.mktemp("r")
     made = Reloaded(folder, shm_root)
-    with made.node as node:
+    with made.manager, made.node as node:
         node.await_ready()
         yield made
         assert node.stop() == 0
@@ -235,6 +237,22 @@ def test_a_bad_file_leaves_the_old_one_in_force_and_says_so(
     assert told in reason
     reloaded.hang_up(slow_load_ms=0, **{**dict.fromkeys(wrong), "log_level": "info"})
     assert reloaded.roster.reloads == before.reloads + 1
+
+
+def test_the_service_manager_is_told_of_each_reload_and_of_what_was_refused(
+    reloaded: Reloaded,
+) -> None:
+    manager = reloaded.manager
+    manager.heard()
+    reloaded.hang_up(log_level="info")
+    began = manager.await_told(lambda message: message[0] == "RELOADING=1")
+    assert 0 < int(began[1].removeprefix("MONOTONIC_USEC=")) <= time.monotonic_ns() // 1000
+    manager.await_told(lambda message: message[0] == "READY=1")
+    reloaded.hang_up(log_level="loud")
+    manager.await_told(lambda message: message[0] == "READY=1")  # the node goes on
+    manager.await_told(lambda message: "the last reload was refused: log_level" in message[0])
+    reloaded.hang_up(log_level="info")
+    manager.await_told(lambda m: m[0].startswith("STATUS=") and "refused" not in m[0])
 
 
 def test_a_file_that_is_no_toml_is_named(reloaded: Reloaded) -> None:
