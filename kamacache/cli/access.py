@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from kamacache.errors import ConfigError
+from kamacache.rundir.live import SecurityFiles
 from kamacache.security.files import read_bounded
 
 if TYPE_CHECKING:
@@ -53,6 +54,15 @@ OPTIONS: Final = (
         f"'{SYSTEM_ROOTS}': from one that this system trusts.",
     ),
 )
+
+
+def use_node_files(files: SecurityFiles) -> None:
+    """Call other nodes as this host's node calls them, where the user has said nothing of TLS."""
+    context = click.get_current_context(silent=True)
+    if context is None or not files.tls_ca or context.meta.get(_META + "tls_ca", (None,))[0]:
+        return
+    for name in ("tls_ca", "tls_cert", "tls_key"):
+        context.meta[_META + name] = getattr(files, name), True
 
 
 def access_to(address: str) -> Access:

@@ -30,6 +30,13 @@ from kamacache.wire.messages import LinkNow
 from tests.cli.conftest import kamacache, told
 from tests.cluster_nodes import MakeCluster
 from tests.node_process import ROOT, NodeProcess
+from tests.pki import Pki
+
+TOKENS = """\
+[[token]]
+name = "admin"
+secret = "a-token-of-an-admin"
+"""
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +173,33 @@ def test_lists_of_peers_that_differ_are_told_from_both_sides(make_cluster: MakeC
     assert theirs["peers"].startswith(f"1 of 2 do not answer this host: {third}")
     there = failures(told("doctor", "--run-dir", other.run_dir, code=1))
     assert there["links"] == f"1 are not up: worker 0 to {third}: down"
+
+
+@pytest.mark.integration
+def test_a_cluster_with_tls_and_tokens_is_asked_as_its_node_would(
+    make_cluster: MakeCluster, tmp_path: Path
+) -> None:
+    files = Pki(tmp_path).issue("127.0.0.1", "127.0.0.2")
+    secrets = {"tokens": TOKENS, "token": "a-token-of-an-admin\n", "secret": "known-to-the-nodes\n"}
+    for name, text in secrets.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o600)
+    arguments = (
+        *("--tls-cert", str(files.tls_cert), "--tls-key", str(files.tls_key)),
+        *("--tls-ca", str(Path(tmp_path / "ca.pem")), "--tokens", str(tmp_path / "tokens")),
+        *("--peer-secret", str(tmp_path / "secret")),
+    )
+    cluster = make_cluster(2, workers=1, arguments=arguments)
+    cluster.start()
+    where = ("--run-dir", cluster.nodes[0].run_dir)
+    found = by_name(told("doctor", *where))
+    assert found["links"]["status"] == "ok"
+    assert found["peers"]["status"] == "warning"
+    assert "demand a token" in found["peers"]["detail"]
+    known = by_name(told("doctor", *where, "--token-file", tmp_path / "token"))
+    assert known["peers"]["status"] == known["ring"]["status"] == "ok"
+    remote = ("--address", cluster.nodes[1].address, "--token-file", tmp_path / "token")
+    assert told("ring", "key", *remote, "--tls-ca", tmp_path / "ca.pem")["own"]
 
 
 A, B, C = Member("a:1"), Member("b:1"), Member("c:1", 2)

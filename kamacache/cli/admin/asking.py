@@ -10,13 +10,15 @@ from typing import Final, NamedTuple
 
 import click
 
+from kamacache.cli.access import use_node_files
 from kamacache.cli.client import RemoteTarget, target_of
 from kamacache.cluster.membership import Member, Membership, MembershipReader
 from kamacache.errors import KamaCacheError, NodeUnavailableError
 from kamacache.limits import WORKER_ASKED_S
 from kamacache.local.link import call_all
 from kamacache.local.mapping import NodeMapping
-from kamacache.rundir.description import read_description
+from kamacache.rundir.description import NodeDescription, read_description
+from kamacache.rundir.live import read_live
 from kamacache.wire.messages import LinkNow, Stats, StatsReply
 
 ASKED_AT_ONCE_MAX: Final = 16
@@ -63,6 +65,15 @@ def membership_of(mapping: NodeMapping) -> Membership:
         return reader.read()
     finally:
         reader.close()
+
+
+def as_node(about: NodeDescription) -> None:
+    """Ask other nodes with the certificates of the node of a run directory, if it has any.
+
+    They are its user's alone to read; who is another has to say --tls-ca, as with --address.
+    """
+    with contextlib.suppress(NodeUnavailableError):
+        use_node_files(read_live(about.sockets_dir).security)
 
 
 def ask_members(address: str, timeout_s: float) -> Told:

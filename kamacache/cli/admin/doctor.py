@@ -13,7 +13,7 @@ import click
 import msgspec
 import psutil
 
-from kamacache.cli.admin.asking import ask_members, links_of, mapped, membership_of
+from kamacache.cli.admin.asking import as_node, ask_members, links_of, mapped, membership_of
 from kamacache.cli.admin.diagnosis import Finding, Status, failed, ok, warning
 from kamacache.cli.admin.diagnosis.cluster import ask_cluster, cluster_checks, link_checks
 from kamacache.cli.admin.diagnosis.host import check_grpc_environment, host_checks
@@ -121,6 +121,7 @@ def _node(where: RunDir, about: NodeDescription, timeout_s: float) -> Iterator[F
             if not about.clustered:
                 yield ok("cluster", "the node is of none")
                 return
+            as_node(about)
             membership = membership_of(mapping)
             answers = ask_cluster(membership, timeout_s)
             yield from cluster_checks(membership, answers)

@@ -10,6 +10,7 @@ import msgspec
 
 from kamacache.cli.admin.asking import (
     Told,
+    as_node,
     ask_all,
     ask_members,
     links_of,
@@ -93,6 +94,7 @@ def _here(run_dir: str, timeout_s: float) -> tuple[Membership, list[PeerFigures]
     with mapped(run_dir) as mapping:
         membership = membership_of(mapping)
         links = links_of(mapping)
+        as_node(mapping.description)
         workers = mapping.description.workers
         listens = mapping.description.listen is not None
     peers = _members(membership)

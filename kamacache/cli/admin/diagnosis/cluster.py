@@ -9,7 +9,7 @@ import kamacache
 from kamacache.cli.admin.asking import Told, ask_all
 from kamacache.cli.admin.diagnosis import Finding, failed, ok, warning
 from kamacache.cluster.membership import Member, Membership
-from kamacache.errors import KamaCacheError
+from kamacache.errors import AccessDeniedError, KamaCacheError
 from kamacache.wire.messages import LinkNow
 
 ASKED_S: Final = 3.0
@@ -31,21 +31,31 @@ def ask_cluster(membership: Membership, timeout_s: float) -> Answers:
 def cluster_checks(membership: Membership, answers: Answers) -> Asked:
     """Yield how the other nodes' words agree with this one's."""
     told = {address: answer for address, answer in answers.items() if isinstance(answer, Told)}
-    yield _reached(answers)
+    yield from _reached(answers)
     yield from _rings(membership, told)
     yield from _versions(told)
     yield from _clocks(told)
 
 
-def _reached(answers: Answers) -> Finding:
-    silent = [f"{name} ({why})" for name, why in answers.items() if isinstance(why, Exception)]
+def _reached(answers: Answers) -> Asked:
+    """Yield who does not answer, and who answers that this command may not ask."""
+    failures = {name: why for name, why in answers.items() if isinstance(why, KamaCacheError)}
+    denied = [name for name, why in failures.items() if isinstance(why, AccessDeniedError)]
+    silent = [f"{name} ({why})" for name, why in failures.items() if name not in denied]
     if silent:
-        return failed(
+        yield failed(
             "peers",
             f"{len(silent)} of {len(answers)} do not answer this host: {_some(silent)}",
-            "are they up, and does a firewall or TLS (--tls-ca, --token-file here) stand between?",
+            "are they up, and does a firewall or TLS (--tls-ca here) stand between?",
         )
-    return ok("peers", f"all {len(answers)} answer over gRPC")
+    if denied:
+        yield warning(
+            "peers",
+            f"{len(denied)} of {len(answers)} demand a token before they tell: {_some(denied)}",
+            "give one with --token-file, of whatever scope",
+        )
+    if not failures:
+        yield ok("peers", f"all {len(answers)} answer over gRPC")
 
 
 def _rings(membership: Membership, told: dict[str, Told]) -> Asked:
@@ -70,7 +80,7 @@ def _rings(membership: Membership, told: dict[str, Told]) -> Asked:
                 "give every node the same --peers, or the same source to --discover; while a list "
                 "changes this lasts for seconds",
             )
-    if not differing:
+    if told and not differing:
         yield ok("ring", f"{len(told) + 1} nodes agree on {len(own)} members and their weights")
 
 
