@@ -23,7 +23,20 @@ PREFIX = "/opt/kamacache"
 ITEMS = 20_000
 WELL = "2 workers, listening on 127.0.0.1:8001, HTTP on 127.0.0.1:9999"
 WATCHDOG_S = 2
-# Another user of the group: in through shared memory and Unix sockets.
+# Another user of the group, in a sandbox of its own: in through shared memory and Unix sockets.
+APP = f"""
+[Service]
+Type=oneshot
+ExecStart={PREFIX}/bin/python3 {PREFIX}/attached.py WHAT
+StandardOutput=truncate:/run/kctest.out
+User=kctest
+SupplementaryGroups=kamacache
+NoNewPrivileges=yes
+PrivateTmp=yes
+PrivateDevices=yes
+PrivateIPC=yes
+ProtectSystem=strict
+"""
 ATTACHED = f"""
 import sys, kamacache
 kamacache.attach("/run/kamacache")
@@ -50,7 +63,7 @@ def systemd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Systemd]:
             shutil.copy(ROOT / "scripts" / name, source)
         done = booted.run("/usr/bin/python3", "/src/install_service.py")
         assert done.returncode == 0, done.stdout + done.stderr
-        assert booted.run("useradd", "-r", "-G", "kamacache", "kctest").returncode == 0
+        assert booted.run("useradd", "-r", "kctest").returncode == 0
         config = booted.root / "etc/kamacache/node.toml"
         config.write_text("workers = 2\n" + config.read_text())
         yield booted
@@ -66,12 +79,15 @@ def node(systemd: Systemd) -> Iterator[Systemd]:
 
 
 def attached(systemd: Systemd, what: str) -> int:
-    done = systemd.run(
-        *("setpriv", "--reuid=kctest", "--regid=kctest", "--init-groups"),
-        *(f"{PREFIX}/bin/python3", "-c", ATTACHED, what),
-    )
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout)
+    (systemd.root / f"{PREFIX}/attached.py".lstrip("/")).write_text(ATTACHED)
+    unit = systemd.root / "run/systemd/system/kctest.service"
+    unit.parent.mkdir(parents=True, exist_ok=True)
+    unit.write_text(APP.replace("WHAT", what))
+    systemd.run("systemctl", "daemon-reload")
+    done = systemd.run("systemctl", "start", unit.name)
+    journal = systemd.run("journalctl", "-u", unit.name, "--no-pager").stdout
+    assert done.returncode == 0, journal
+    return int((systemd.root / "run/kctest.out").read_text())
 
 
 def role(systemd: Systemd, title: str) -> str:
@@ -85,6 +101,16 @@ def test_a_restart_keeps_what_another_user_put_there(node: Systemd) -> None:
     assert node.run("systemctl", "restart", NODE).returncode == 0
     assert node.show(NODE, "MainPID") != before
     assert attached(node, "get") >= 0.999 * ITEMS
+
+
+def test_int_ends_a_node_and_frees_its_shards(node: Systemd, wait_until: WaitUntil) -> None:
+    shm = node.root / "dev/shm"
+    assert any(shm.iterdir())
+    node.run("systemctl", "stop", SOCKET)
+    node.run("systemctl", "kill", "-s", "INT", "--kill-who=main", NODE)
+    wait_until(lambda: node.show(NODE, "ActiveState") == "inactive")
+    assert (node.show(NODE, "Result"), node.show(NODE, "NRestarts")) == ("success", "0")
+    assert [path for path in shm.rglob("*") if path.is_file()] == []
 
 
 def test_a_reload_that_cannot_work_fails_and_changes_nothing(node: Systemd) -> None:
