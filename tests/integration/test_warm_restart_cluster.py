@@ -102,6 +102,7 @@ def test_what_was_written_meanwhile_is_dropped_and_the_rest_is_kept(cluster: Clu
     assert len(found) == len(kept)
 
 
+@pytest.mark.soak
 def test_all_nodes_one_after_the_other_keep_what_they_have(cluster: Cluster) -> None:
     keys = fill(cluster, "rolling")
     for node in cluster.nodes:
@@ -128,6 +129,26 @@ def test_node_that_lost_its_memory_meanwhile_cannot_answer_for_it(cluster: Clust
     assert held(node, keys) == 0
     cluster.await_linked()
     assert_everywhere(cluster, keys[:50], "after")
+
+
+@pytest.mark.soak
+def test_all_nodes_at_once_keep_what_they_have_where_all_is_told(cluster: Cluster) -> None:
+    cluster.await_linked()
+    await_memory()
+    keys = fill(cluster, "at-once")
+    before = {node.address: held(node, keys[node.address]) for node in cluster.nodes}
+    time.sleep(0.5)  # for the last invalidations to be acknowledged
+    for node in cluster.nodes:
+        node.terminate()
+    for node in cluster.nodes:
+        node.await_end()
+    for node in cluster.nodes:
+        node.start(wait=False)
+    for node in cluster.nodes:
+        node.await_ready()
+        assert COLD not in lives(node), lives(node)
+        assert held(node, keys[node.address]) >= 0.999 * before[node.address]
+    cluster.await_linked()
 
 
 @pytest.mark.soak
