@@ -34,11 +34,7 @@ def check_exposure(
 
     ``listening`` has the address of each setting that opens a port.
     """
-    check_files(files)
-    if place.clustered and place.name is not None and files.tls_cert:
-        from kamacache.security.tls import check_peering
-
-        check_peering(files, place.name)
+    check_own(files, place)
     said = cautions(files)
     open_to_all = {
         setting: address
@@ -52,6 +48,16 @@ def check_exposure(
     elif files.tokens and place.clustered and listening.get("listen") and not insecure:
         _check_cluster(files, None)
     return tuple(said)
+
+
+def check_own(files: SecurityFiles, place: Place) -> None:
+    """Raise `ConfigError` unless the files are good, also as those of the node at this place."""
+    check_files(files)
+    if place.clustered and place.name is not None and files.tls_cert:
+        # Here and not at the top: it loads OpenSSL.
+        from kamacache.security.tls import check_peering
+
+        check_peering(files, place.name)
 
 
 def _check_open(files: SecurityFiles, listening: Mapping[str, Address]) -> list[str]:

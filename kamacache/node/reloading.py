@@ -34,6 +34,7 @@ from kamacache.limits import RELOAD_EVERY_S, SECRETS_LOOK_EVERY_S, SECRETS_SETTL
 from kamacache.local.reloads import apply_log_level
 from kamacache.node.children import Child
 from kamacache.node.estate import Estate
+from kamacache.node.exposure import check_own
 from kamacache.node.notify import Notifier
 from kamacache.node.place import Place
 from kamacache.node.settings import NodeSettings
@@ -43,7 +44,6 @@ from kamacache.rundir.context import WORD_RELOAD
 from kamacache.rundir.control import MEMBERSHIP
 from kamacache.rundir.live import SecurityFiles, write_live
 from kamacache.rundir.roster import State
-from kamacache.security.check import check_files
 
 _NEVER_S: Final = float("inf")
 _FREE: Final = ("log_level", "slow_load_ms")  # of NodeSettings
@@ -184,7 +184,7 @@ class Reloading:
         found = marks(self.settings.security)
         try:
             fresh = self._reread() if self._reread else self.settings
-            check_files(fresh.security)
+            check_own(fresh.security, fresh.place)
         except ConfigError as error:
             self._marks = found
             self._refuse(str(error))
@@ -217,7 +217,7 @@ class Reloading:
             self._moving = None
             files = self._changed_files(found)
             try:
-                check_files(self.settings.security)
+                check_own(self.settings.security, self.settings.place)
             except ConfigError as error:
                 self._marks = found  # until they change once more
                 self._refuse(str(error))

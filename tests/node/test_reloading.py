@@ -25,6 +25,7 @@ from kamacache.node.telling import Teller
 from kamacache.rundir.context import WORD_RELOAD
 from kamacache.rundir.live import SecurityFiles, read_live
 from kamacache.rundir.roster import State
+from tests.pki import Pki
 
 A, B, C = (Member(f"10.0.0.{number}:8001") for number in (1, 2, 3))
 
@@ -256,6 +257,27 @@ def test_a_file_that_is_wrong_is_told_once_until_it_changes(
     for now_s in (51.0, 52.0):
         one.tick(now_s)
     assert (one.counts, one.words) == ((1, 1), [WORD_RELOAD])
+
+
+def test_a_new_certificate_without_the_nodes_own_name_is_refused(
+    make: Callable[..., Reloaded], tmp_path: Path
+) -> None:
+    pki = Pki(tmp_path)
+    files = pki.mutual("10.0.0.1")
+    one = make(security=files, place=at(A, B))
+    one.tick(0.0)
+    pki.mutual("10.0.0.9")  # every other node would refuse it
+    one.reloading.ask()
+    one.tick(1.0)
+    pki.mutual("10.0.0.8")
+    for now_s in (11.0, 12.0):
+        one.tick(now_s)
+    assert (one.counts, one.words) == ((0, 2), [])
+    assert "10.0.0.1" in one.teller.trouble
+    pki.mutual("10.0.0.1")
+    one.reloading.ask()
+    one.tick(30.0)
+    assert (one.counts, one.words) == ((1, 2), [WORD_RELOAD])
 
 
 def test_a_swap_of_a_link_above_a_file_is_seen(short_dir: Path) -> None:
