@@ -26,7 +26,7 @@ _cleaning = threading.Lock()
 
 
 def clean_stale(run_dir: RunDir, shm_root: str | os.PathLike[str], *, but: str = "") -> int:
-    """Remove what dead nodes left behind, ``but`` one epoch's, and return how many folders.
+    """Remove what dead nodes left, ``but`` one epoch's shards, and return how many folders.
 
     Only for the holder of the `SupervisorLock`, before it makes its own epoch.
     """
@@ -39,7 +39,7 @@ def clean_stale(run_dir: RunDir, shm_root: str | os.PathLike[str], *, but: str =
     removed = 0
     for base in (*bases, run_dir.path):
         for name in _epochs(base):
-            if name != but:
+            if name != but or base == run_dir.path:  # of sockets nothing is kept
                 removed += remove_epoch_folder(base / name)
     return removed
 

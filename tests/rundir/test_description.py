@@ -87,6 +87,16 @@ def test_successor_removes_what_crashed_nodes_left(short_dir: Path) -> None:
     control.close()
 
 
+def test_shards_that_are_kept_are_spared_and_their_sockets_are_not(short_dir: Path) -> None:
+    run_dir, shm = RunDir(short_dir / "run"), short_dir / "shm"
+    run_dir.prepare()
+    kept, other = publish(run_dir, shm), publish(run_dir, shm)
+    assert clean_stale(run_dir, shm, but=kept.epoch) == 3
+    assert Path(kept.shm_dir).is_dir()
+    assert not Path(other.shm_dir).exists()
+    assert list(run_dir.path.iterdir()) == []
+
+
 def test_own_epoch_is_removed_and_another_left_alone(short_dir: Path) -> None:
     run_dir, shm = RunDir(short_dir / "run"), short_dir / "shm"
     run_dir.prepare()
