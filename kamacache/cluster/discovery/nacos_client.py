@@ -29,8 +29,10 @@ _NOT_REGISTERED: Final = 20404  # of a beat's answer: NamingResponseCode.RESOURC
 _TEXT_CHARS_MAX: Final = 120
 _T = TypeVar("_T")
 
-# httpx tells each request at INFO with its query, in which the token stands.
-logging.getLogger("httpx").setLevel(logging.WARNING)
+# httpx tells each request at INFO with its query, in which the token stands; httpcore at DEBUG
+# what it sends and gets.
+for _name in ("httpx", "httpcore"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True, slots=True)
