@@ -105,6 +105,19 @@ def test_a_flush_reaches_every_node_and_every_kind_of_copy(cluster: Cluster) -> 
         assert set(node.group().get_many(keys).values()) == {"new"}
 
 
+def test_a_flush_ends_what_attached_processes_keep_near(cluster: Cluster) -> None:
+    keys = [cluster.key_of(node, "near") for node in cluster.nodes]
+    with cluster.drivers(1) as drivers:
+        for driver in drivers:
+            for key in keys * 3:
+                assert driver.call("scores", "get", key).good() == f"v-{key}"
+        for key in keys:
+            cluster.database.write(key, b"new")
+        told("flush", "scores", "--yes", "--run-dir", cluster.nodes[2].run_dir)
+        for driver in drivers:
+            assert [driver.call("scores", "get", key).good() for key in keys] == ["new"] * 3
+
+
 def test_a_local_flush_leaves_the_other_nodes_alone(cluster: Cluster) -> None:
     node, other = cluster.nodes[:2]
     key = cluster.key_of(other, "local")

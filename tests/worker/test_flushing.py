@@ -186,3 +186,31 @@ async def test_one_node_without_peers_flushes_itself(database: Database) -> None
     assert await flush(alone) == {}
     assert await alone.get(b"key") == b"2"
     alone.close()
+
+
+async def test_an_answer_on_its_way_between_two_nodes_is_for_nobody_who_asks_later(
+    nodes: list[Node], database: Database
+) -> None:
+    """It began after the asker was flushed and before the owner was: hence the second round."""
+    asker, owner, other = nodes
+    key = key_of(owner, nodes)
+
+    async def flush_at(node: Node, version: int) -> int:
+        reply = await node.ask(Flush(version=version, whole=not version))
+        assert isinstance(reply, Done)
+        return reply.version
+
+    version = await flush_at(asker, 0)
+    database.gate.clear()
+    between = asyncio.ensure_future(asker.get(key))
+    await until(database.read.is_set)  # the owner loads for the asker
+    database.value = 2
+    version = max(version, await flush_at(owner, 0), await flush_at(other, 0))
+    for node in nodes:
+        await flush_at(node, version)
+    after = asyncio.ensure_future(asker.get(key))
+    await asyncio.sleep(0)
+    database.gate.set()
+    assert await between == b"1"
+    assert await after == b"2"
+    assert asker.held(key) == b"2"
