@@ -18,7 +18,6 @@ import asyncio
 import os
 import platform
 import time
-from typing import Any
 
 import msgspec
 import psutil
@@ -27,43 +26,32 @@ from kamacache.clock import boottime_ms
 from kamacache.cluster.membership import Membership, MembershipReader
 from kamacache.cluster.ring import Ring
 from kamacache.errors import KamaCacheError, NodeUnavailableError, StorageError
-from kamacache.limits import PEER_METERS_MAX, SNAPSHOT_EVERY_S, WORKER_ASKED_S
+from kamacache.limits import SNAPSHOT_EVERY_S, WORKER_ASKED_S
 from kamacache.local.mapping import NodeMapping
+from kamacache.local.reading import (
+    add_loads,
+    fronts_of,
+    grpc_of,
+    http_of,
+    peers_of,
+    shard_of,
+    worker_of,
+)
 from kamacache.local.snapshot import (
-    FrontInfo,
     GroupInfo,
-    GrpcMethod,
-    Histogram,
-    HttpInfo,
-    HttpRequests,
     MemberInfo,
     MembershipInfo,
     NodeInfo,
     NodeSnapshot,
-    PeerInfo,
     RoleInfo,
-    ShardInfo,
-    WorkerInfo,
 )
 from kamacache.rundir.control import SERVE_UNTIL
 from kamacache.rundir.description import NodeDescription, read_description
 from kamacache.rundir.layout import RunDir
-from kamacache.rundir.meters import (
-    GRPC_CODES,
-    GRPC_METHODS,
-    HTTP_CODES,
-    HTTP_HANDLERS,
-    HTTP_METHODS,
-    OTHER_PEERS,
-    Meters,
-    Region,
-    WorkerMeters,
-)
+from kamacache.rundir.meters import Meters, WorkerMeters
 from kamacache.rundir.roster import Roster, RosterRole, read_roster
-from kamacache.store import Arena, last_maintained_ms, published_counters
-from kamacache.wire.messages import LinkNow, Stats, StatsReply
-
-_LINK_STATES = ("usable", "draining", "returning", "down", "connecting")
+from kamacache.store import Arena, last_maintained_ms
+from kamacache.wire.messages import Stats, StatsReply
 
 
 class Observer:
@@ -113,6 +101,7 @@ class Observer:
         membership = await self._look_at_members()
         roster = self._roster()
         meters = [self._meters.worker(index) for index in range(self._about.workers)]
+        fronts = [self._meters.front(index) for index in range(self._meters.sizes.fronts)]
         now_ms = boottime_ms()
         replies = [reply for _, reply in answers]
         groups, seen_ms = self._groups(meters, replies)
@@ -122,15 +111,15 @@ class Observer:
             node=node,
             roles=self._roles(roster),
             membership=membership,
-            peers=_peers(meters, replies, membership),
+            peers=peers_of(meters, replies, membership),
             workers=[
-                _worker(index, took_s, reply, meters[index], seen_ms[index], now_ms)
+                worker_of(index, took_s, reply, meters[index], seen_ms[index], now_ms)
                 for index, (took_s, reply) in enumerate(answers)
             ],
             groups=groups,
-            grpc=self._grpc(),
-            fronts=self._fronts(),
-            http=None if self._about.api is None else _http(self._meters.http),
+            grpc=grpc_of(fronts),
+            fronts=fronts_of(fronts),
+            http=None if self._about.api is None else http_of(self._meters.http),
         )
 
     async def _ask(self, worker: int) -> tuple[float, StatsReply | None]:
@@ -255,7 +244,7 @@ class Observer:
             group.sets, group.deletes = hits["sets"], hits["deletes"]
             group.fallback_loads = hits["fallback_loads"]
             for worker in meters:
-                _add_loads(group, worker.groups[index])
+                add_loads(group, worker.groups[index])
             for reply in replies:
                 if reply is not None and index < len(reply.groups):
                     in_flight, queued, fetches = reply.groups[index][:3]
@@ -263,7 +252,7 @@ class Observer:
                     group.loads_queued += queued
                     group.fetches_in_flight += fetches
             for shard, arena in enumerate(self._arenas(spec.name)):
-                group.shards.append(_shard(shard, arena))
+                group.shards.append(shard_of(shard, arena))
                 seen_ms[shard] = max(seen_ms[shard], last_maintained_ms(arena))
             groups.append(group)
         return groups, seen_ms
@@ -273,35 +262,6 @@ class Observer:
             return self._mapping.arenas(group)
         except (StorageError, NodeUnavailableError):  # a shard is being made anew just now
             return []
-
-    # -- fronts ----------------------------------------------------------------------------
-
-    def _grpc(self) -> list[GrpcMethod]:
-        fronts = [self._meters.front(index) for index in range(self._meters.sizes.fronts)]
-        counts = [front.counts() for front in fronts]
-        methods = []
-        for number, method in enumerate(GRPC_METHODS):
-            codes = {
-                code: sum(count[f"{method} {code}"] for count in counts) for code in GRPC_CODES
-            }
-            seconds = _sum_histograms(fronts, number)
-            if seconds is not None:
-                kept = {code: count for code, count in codes.items() if count}
-                methods.append(GrpcMethod(method=method, codes=kept, seconds=seconds))
-        return methods
-
-    def _fronts(self) -> list[FrontInfo]:
-        fronts = []
-        for index in range(self._meters.sizes.fronts):
-            counts = self._meters.front(index).counts()
-            fronts.append(
-                FrontInfo(
-                    index=index,
-                    calls_in_flight=counts["in_flight"],
-                    peer_streams=counts["peer_streams"],
-                )
-            )
-        return fronts
 
 
 def observe(run_dir: str | os.PathLike[str]) -> NodeSnapshot:
@@ -330,142 +290,3 @@ def _with_shares(membership: Membership) -> MembershipInfo:
             for m in membership.members
         ],
     )
-
-
-def _worker(
-    index: int,
-    took_s: float,
-    reply: StatsReply | None,
-    meters: WorkerMeters,
-    seen_ms: int,
-    now_ms: int,
-) -> WorkerInfo:
-    counts = meters.own.counts()
-    told = WorkerInfo(
-        index=index,
-        answered=reply is not None,
-        answer_s=took_s,
-        connections_refused=counts["connections_refused"],
-        getters_given_up=counts["getters_replaced"],
-        writes_sent=counts["writes_sent"],
-        invalidations_received=counts["invalidations_taken"],
-        flushes_received=counts["flushes_taken"],
-        heartbeat_age_s=max(0, now_ms - seen_ms) / 1000 if seen_ms else None,
-    )
-    if reply is not None:
-        told.connections = reply.stats.get("connections", 0)
-        told.getters_hung = reply.stats.get("getters_hung", 0)
-        told.loads_running = reply.stats.get("loads_running", 0)
-        for in_flight, queued, fetches, *_ in reply.groups:
-            told.loads_in_flight += in_flight
-            told.loads_queued += queued
-            told.fetches_in_flight += fetches
-    return told
-
-
-def _add_loads(group: GroupInfo, region: Region) -> None:
-    for name, count in region.counts().items():
-        if name == "load_queue_us":
-            group.load_queue_s += count / 1e6
-        elif name != "fetches_detached":
-            setattr(group, name, getattr(group, name) + count)
-    sum_s, buckets = region.histogram()
-    group.load_seconds.add(
-        Histogram(bounds_s=group.load_seconds.bounds_s, counts=buckets, sum_s=sum_s)
-    )
-
-
-def _shard(worker: int, arena: Arena) -> ShardInfo:
-    published: dict[str, Any] = {
-        name: count
-        for name, count in published_counters(arena).items()
-        if name in ShardInfo.__struct_fields__
-    }
-    return ShardInfo(worker=worker, capacity_bytes=arena.geometry.total_bytes, **published)
-
-
-def _peers(
-    meters: list[WorkerMeters],
-    replies: list[StatsReply | None],
-    membership: MembershipInfo | None,
-) -> list[PeerInfo]:
-    members = {m.address for m in membership.members} if membership else set()
-    found: dict[str, PeerInfo] = {}
-
-    def peer(address: str) -> PeerInfo:
-        if address not in found:
-            full = len(found) >= PEER_METERS_MAX and address != OTHER_PEERS
-            if full:
-                return peer(OTHER_PEERS)
-            found[address] = PeerInfo(address=address, member=address in members)
-        return found[address]
-
-    if membership is not None:
-        for member in membership.members:
-            if member.address != membership.own:
-                peer(member.address)
-    for worker in meters:
-        for slot in worker.peers[:-1]:
-            if address := slot.address:
-                _add_calls(peer(address), slot)
-        for others in worker.peers[-1:]:
-            if any(others.counts().values()):
-                _add_calls(peer(OTHER_PEERS), others)
-    for reply in replies:
-        for link in reply.links if reply is not None else ():
-            _add_link(peer(link.address), link)
-    return sorted(found.values(), key=lambda info: info.address)
-
-
-def _add_calls(peer: PeerInfo, region: Region) -> None:
-    counts = region.counts()
-    peer.calls += counts["requests"]
-    peer.lost += counts["lost"]
-    peer.late += counts["late"]
-    peer.refused += counts["overloaded"]
-    peer.failures += counts["failures"]
-    peer.connects += counts["connects"]
-    peer.invalidations_sent += counts["invalidation_keys_sent"]
-    peer.flushes_sent += counts["flushes_sent"]
-    sum_s, buckets = region.histogram()
-    peer.seconds.add(Histogram(bounds_s=peer.seconds.bounds_s, counts=buckets, sum_s=sum_s))
-
-
-def _add_link(peer: PeerInfo, link: LinkNow) -> None:
-    peer.links += 1
-    if link.state in _LINK_STATES:
-        setattr(peer, link.state, getattr(peer, link.state) + 1)
-    peer.breaker_failures = max(peer.breaker_failures, link.failures)
-    peer.in_flight += link.in_flight
-    peer.invalidations_pending += link.pending
-    peer.invalidation_lag_s = max(peer.invalidation_lag_s, link.lag_ms / 1000)
-
-
-def _sum_histograms(regions: list[Region], number: int) -> Histogram | None:
-    """Return one histogram over several regions; None where nothing was counted."""
-    summed: Histogram | None = None
-    for region in regions:
-        sum_s, buckets = region.histogram(number)
-        one = Histogram(bounds_s=region.kind.bounds_s, counts=buckets, sum_s=sum_s)
-        if summed is None:
-            summed = one
-        else:
-            summed.add(one)
-    return summed if summed is not None and summed.count else None
-
-
-def _http(region: Region) -> HttpInfo:
-    counts = region.counts()
-    told = HttpInfo(in_flight=counts["in_flight"], connections=counts["connections"])
-    for handler in HTTP_HANDLERS:
-        for method in HTTP_METHODS:
-            for code in HTTP_CODES:
-                if count := counts[f"{handler} {method} {code}"]:
-                    told.requests.append(
-                        HttpRequests(handler=handler, method=method, code=code, count=count)
-                    )
-    for number, handler in enumerate(HTTP_HANDLERS):
-        seconds = _sum_histograms([region], number)
-        if seconds is not None:
-            told.seconds[handler] = seconds
-    return told
