@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kamacache.limits import WARM_MARGIN_MS
+from kamacache.limits import INVALIDATIONS_MAX, WARM_MARGIN_MS
 from tests.cluster_driver import Work
 from tests.cluster_nodes import Cluster, ClusterNode, MakeCluster, shared_cluster
 from tests.history import Journal, Rules, assert_legal, now, worst_lag_s
@@ -149,6 +149,27 @@ def test_all_nodes_at_once_keep_what_they_have_where_all_is_told(cluster: Cluste
         assert COLD not in lives(node), lives(node)
         assert held(node, keys[node.address]) >= 0.999 * before[node.address]
     cluster.await_linked()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_more_writes_than_a_peer_remembers_are_a_flush(cluster: Cluster) -> None:
+    cluster.await_linked()
+    await_memory()
+    node, other, _ = cluster.nodes
+    keys = fill(cluster, "many")[node.address]
+    node.stop()
+    cluster.await_unlinked(node)
+    other.group("plain").set_many(dict.fromkeys(keys[:50], "after"))
+    numbers = range(5 * INVALIDATIONS_MAX)  # which two nodes of two workers take
+    for first in range(0, len(numbers), 4_000):
+        batch = numbers[first : first + 4_000]
+        other.group("plain").set_many({f"flood-{n}": "x" for n in batch}, timeout_s=60)
+    node.start()
+    assert COLD not in lives(node)
+    assert held(node, keys) == 0  # its group was flushed
+    cluster.await_linked()
+    assert_everywhere(cluster, keys[:50], "after")
 
 
 @pytest.mark.soak
