@@ -362,7 +362,7 @@ def test_peers_come_and_go_with_a_reload(short_dir: Path, shm_root: Path) -> Non
             *("--warm-restart-max-downtime", "0"),
         )
 
-    def until(condition: Callable[[], object], deadline_s: float = 15) -> None:
+    def until(condition: Callable[[], object], deadline_s: float = 25) -> None:
         end_s = time.monotonic() + deadline_s
         while not condition():
             assert time.monotonic() < end_s, first.log + second.log
@@ -381,11 +381,13 @@ def test_peers_come_and_go_with_a_reload(short_dir: Path, shm_root: Path) -> Non
             until(lambda: all(len(reader.current().members) == 3 for reader in readers))
             assert {member.weight for member in readers[0].current().members} == {1, 2}
             with engine_of(third) as there, engine_of(first) as here:
-                keys = [b"%d" % number for number in range(20)]  # each node owns some
-                for key in keys:
-                    here.set(key, b"v", None, time.monotonic() + 10)
-                # A node whose links are not up yet finds nobody to ask.
-                until(lambda: len(there.get_many(keys, time.monotonic() + 10)) == len(keys))
+                items = {b"%d" % number: b"v" for number in range(20)}  # each node owns some
+
+                def found_there() -> bool:  # once the workers look at one ring, and have links
+                    here.set_many(items, None, time.monotonic() + 10)
+                    return len(there.get_many([*items], time.monotonic() + 10)) == len(items)
+
+                until(found_there)
             config.write_text(f"peers = {names[1:]}\n")  # without the first's own name
             first.process.send_signal(signal.SIGHUP)
             until(lambda: "reload refused" in first.log)
