@@ -135,7 +135,7 @@ class Reloaded:
     def roster(self) -> Roster:
         return read_roster(self.node.description().sockets_dir)
 
-    def until(self, condition: Callable[[], object], deadline_s: float = 10) -> None:
+    def until(self, condition: Callable[[], object], deadline_s: float = 20) -> None:
         end_s = time.monotonic() + deadline_s
         while not condition():
             assert time.monotonic() < end_s, self.node.log
