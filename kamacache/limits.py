@@ -133,6 +133,17 @@ HTTP_PARAMETERS_MAX: Final = 16  # in one query
 READY_PING_S: Final = 1.0  # for every worker to answer /readyz's ping
 READY_EVERY_S: Final = 0.2  # /readyz asks the workers again
 
+# The status page.
+HISTORY_S: Final = 600.0  # of which the charts show points
+HISTORY_EVERY_S: Final = 2.0  # between two points while somebody looks
+HISTORY_IDLE_EVERY_S: Final = 10.0  # and while nobody does
+HISTORY_LOOKED_S: Final = 30.0  # since the last question: somebody looks
+HISTORY_POINTS_MAX: Final = 301
+RECENT_S: Final = 60.0  # over which the rates of groups, peers and roles are taken
+STATUS_PEERS_MAX: Final = 256  # that the page shows, those in trouble first
+STATUS_NOTES_MAX: Final = 24  # sentences of what is wrong
+STATUS_CHANGES_MAX: Final = 60  # that are kept of what happened of late
+
 # What is measured. Bounds of histograms in seconds; one more bucket has all above the last.
 LOAD_SECONDS_BUCKETS: Final = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),

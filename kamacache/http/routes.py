@@ -35,5 +35,6 @@ class Page:
 def pages_of(observer: Observer) -> list[Page]:
     """Return the pages that show a node."""
     from kamacache.http.metrics import metrics_page
+    from kamacache.http.status_page import status_pages
 
-    return [metrics_page(observer)]
+    return [metrics_page(observer), *status_pages(observer)]
