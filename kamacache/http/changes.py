@@ -77,13 +77,14 @@ class Changes:
             if before is None:
                 continue
             name = f"{role.role} {role.index}"
+            began_ms = max(0, now_ms - max(0, snapshot.node.boottime_ms - role.started_ms))
             died = role.restarts - before.restarts
             if died > 0:
                 times = "" if died == 1 else f" {died} times"
-                self._tell(now_ms, "bad", f"{name} died{times}; it was pid {before.pid}")
+                died_ms = began_ms if role.ready else now_ms  # at the latest
+                self._tell(died_ms, "bad", f"{name} died{times}; it was pid {before.pid}")
             if role.ready and (died > 0 or not before.ready or role.pid != before.pid):
-                began_ms = now_ms - max(0, snapshot.node.boottime_ms - role.started_ms)
-                self._tell(max(began_ms, 0), "good", f"{name} runs again as pid {role.pid}")
+                self._tell(began_ms, "good", f"{name} runs again as pid {role.pid}")
 
     def _note_silent(self, silent: set[int], now_ms: int) -> None:
         for index in sorted(silent - self._silent):
