@@ -66,6 +66,7 @@ async def _serve(context: RoleContext, settings: FrontSettings) -> None:
     from kamacache.front.server import FrontServer
     from kamacache.local.attach import role_engines
     from kamacache.local.mapping import NodeMapping
+    from kamacache.local.publishing import keep_publishing
     from kamacache.rundir.meters import Meters
     from kamacache.security.access import Access
     from kamacache.security.certificates import Certificates
@@ -73,6 +74,7 @@ async def _serve(context: RoleContext, settings: FrontSettings) -> None:
     about = context.description
     membership = MembershipReader(about)
     engines = role_engines(context.run_dir, about)
+    keep_publishing(engines, loop)
     peers = None
     if about.clustered:
         # Links of their own, so that what peers ask and what clients ask do not wait in one line.

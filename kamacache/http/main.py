@@ -112,11 +112,14 @@ def _make_server(
     from kamacache.http.server import HttpServer
     from kamacache.local.attach import role_engines
     from kamacache.local.observing import Observer
+    from kamacache.local.publishing import keep_publishing
     from kamacache.rundir.meters import Meters
 
     about = context.description
+    engines = role_engines(context.run_dir, about)
+    keep_publishing(engines, asyncio.get_running_loop())
     gate = Gate(
-        role_engines(context.run_dir, about),
+        engines,
         Readiness(about),
         settings,
         pages=pages_of(Observer(context.run_dir, about)),
