@@ -201,6 +201,13 @@ NODE: Final = (
         lambda t: t.node.serve_until_left_ms / 1000,
     ),
     _node("node_workers", "gauge", "Workers that the node was given.", lambda t: t.node.workers),
+    _node(
+        "tls_certificate_expiry_timestamp_seconds",
+        "gauge",
+        "When the certificate in force expires (notAfter), in Unix time, the earliest of the "
+        "processes that serve; none without TLS.",
+        lambda t: t.node.certificate_expires_unix_s,
+    ),
     Measure(
         "kamacache_config_reloads_total",
         "counter",

@@ -18,6 +18,7 @@ import asyncio
 import os
 import platform
 import time
+from collections.abc import Sequence
 
 import msgspec
 import psutil
@@ -30,6 +31,7 @@ from kamacache.limits import SNAPSHOT_EVERY_S, WORKER_ASKED_S
 from kamacache.local.mapping import NodeMapping
 from kamacache.local.reading import (
     add_loads,
+    expiry_of,
     fronts_of,
     grpc_of,
     http_of,
@@ -48,7 +50,7 @@ from kamacache.local.snapshot import (
 from kamacache.rundir.control import SERVE_UNTIL
 from kamacache.rundir.description import NodeDescription, read_description
 from kamacache.rundir.layout import RunDir
-from kamacache.rundir.meters import Meters, WorkerMeters
+from kamacache.rundir.meters import Meters, Region, WorkerMeters
 from kamacache.rundir.roster import Roster, RosterRole, read_roster
 from kamacache.store import Arena, last_maintained_ms
 from kamacache.wire.messages import Stats, StatsReply
@@ -105,7 +107,7 @@ class Observer:
         now_ms = boottime_ms()
         replies = [reply for _, reply in answers]
         groups, seen_ms = self._groups(meters, replies)
-        node = self._node(roster, now_ms)
+        node = self._node(roster, now_ms, fronts)
         node.ready = node.serving and node.state == "ready" and None not in replies
         return NodeSnapshot(
             node=node,
@@ -141,7 +143,7 @@ class Observer:
                 raise
             return Roster(state="starting", pid=self._about.pid, began_ms=boottime_ms())
 
-    def _node(self, roster: Roster, now_ms: int) -> NodeInfo:
+    def _node(self, roster: Roster, now_ms: int, fronts: Sequence[Region]) -> NodeInfo:
         about = self._about
         until_ms = self._mapping.control.words[SERVE_UNTIL]
         return NodeInfo(
@@ -168,6 +170,7 @@ class Observer:
             unix_s=time.time(),
             reloads=roster.reloads,
             reloads_refused=roster.reloads_refused,
+            certificate_expires_unix_s=expiry_of(fronts, self._meters.http),
         )
 
     def _began_unix_s(self, began_ms: int, now_ms: int) -> float:

@@ -204,3 +204,10 @@ def fronts_of(fronts: Sequence[Region]) -> list[FrontInfo]:
         )
         for index, front in enumerate(fronts)
     ]
+
+
+def expiry_of(fronts: Sequence[Region], http: Region) -> int | None:
+    """Return when the first certificate that a process serves with expires; None: no TLS."""
+    name = "certificate_expires_unix_s"
+    told = [region.words[region.kind.at(name)] for region in (*fronts, http)]
+    return min(filter(None, told), default=None)

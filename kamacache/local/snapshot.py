@@ -92,6 +92,8 @@ class NodeInfo(msgspec.Struct, kw_only=True):
     unix_s: float  # the same by the wall clock
     reloads: int
     reloads_refused: int
+    # Of the certificate in force, the earliest of all processes that serve; None: no TLS.
+    certificate_expires_unix_s: int | None = None
 
 
 class RoleInfo(msgspec.Struct, kw_only=True):

@@ -31,7 +31,7 @@ from kamacache.errors import NodeUnavailableError
 from kamacache.limits import CALL_SECONDS_BUCKETS, LOAD_SECONDS_BUCKETS, PEER_METERS_MAX
 
 METERS_MAGIC: Final = int.from_bytes(b"KamaMetr", "little")
-METERS_FORMAT: Final = 1
+METERS_FORMAT: Final = 2
 OTHER_PEERS: Final = "other"  # what was counted of nodes without a slot of their own
 GRPC_METHODS: Final = (
     *("Get", "Set", "Delete", "BatchGet", "BatchSet", "BatchDelete", "Stats", "Members"),
@@ -108,6 +108,7 @@ PEER: Final = Kind(
 FRONT: Final = Kind(
     (
         *("in_flight", "peer_streams"),  # of now, 0 when the process begins
+        "certificate_expires_unix_s",  # of now; 0: no TLS
         *(f"{method} {code}" for method in GRPC_METHODS for code in GRPC_CODES),
     ),
     CALL_SECONDS_BUCKETS,
@@ -115,7 +116,7 @@ FRONT: Final = Kind(
 )
 HTTP: Final = Kind(
     (
-        *("in_flight", "connections"),  # of now
+        *("in_flight", "connections", "certificate_expires_unix_s"),  # of now
         *(f"{h} {m} {c}" for h in HTTP_HANDLERS for m in HTTP_METHODS for c in HTTP_CODES),
     ),
     CALL_SECONDS_BUCKETS,

@@ -24,6 +24,11 @@ class Certificates:
         self._files = files
         self.material: Material | None = tls.load(files)
 
+    @property
+    def expires_unix_s(self) -> int:
+        """When the certificate in force expires; 0: there is none."""
+        return 0 if self.material is None else self.material.expires_unix_s
+
     def reload(self, live: LiveSettings) -> None:
         """Take the files as they are now; what is bad leaves the old in force, and is logged."""
         files = live.security

@@ -20,7 +20,7 @@ import os
 import ssl
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from kamacache.errors import ConfigError
@@ -47,6 +47,7 @@ class Material:
     key: bytes = field(repr=False)
     ca: bytes | None  # which other nodes' certificates come from
     client_ca: bytes | None  # which clients' do, every one of them
+    expires_unix_s: int = 0  # notAfter of the node's own; 0: it was not looked at
 
 
 _proven: tuple[SecurityFiles, Material] | None = None  # last, in this process or before its fork
@@ -61,8 +62,7 @@ def check(files: SecurityFiles) -> None:
 def proven(files: SecurityFiles) -> Material:
     """Return what the files hold; raises `ConfigError` as `check`."""
     material = _read(files)
-    _prove(files, material)
-    return material
+    return replace(material, expires_unix_s=_prove(files, material))
 
 
 def load(files: SecurityFiles) -> Material | None:
@@ -207,15 +207,16 @@ def _as_file(data: bytes) -> Iterator[str]:
 # -- proving ------------------------------------------------------------------------------------
 
 
-def _prove(files: SecurityFiles, material: Material) -> None:
+def _prove(files: SecurityFiles, material: Material) -> int:
+    """Return when the certificate expires; raises `ConfigError`."""
     found = _about(files.tls_cert, material)
-    assert found
     for setting, path, data in (
         ("tls_ca", files.tls_ca, material.ca),
         ("tls_client_ca", files.tls_client_ca, material.client_ca),
     ):
         if data is not None:
             prove_authorities(setting, str(path), data)
+    return int(ssl.cert_time_to_seconds(found["notAfter"]))
 
 
 def prove_authorities(setting: str, path: str, data: bytes) -> None:
