@@ -92,6 +92,12 @@ def serial_of(files: SecurityFiles) -> int:
     return x509.load_pem_x509_certificate(Path(str(files.tls_cert)).read_bytes()).serial_number
 
 
+def expiry_of(files: SecurityFiles) -> int:
+    """Return when the certificate that lies there expires, in Unix time."""
+    found = x509.load_pem_x509_certificate(Path(str(files.tls_cert)).read_bytes())
+    return int(found.not_valid_after_utc.timestamp())
+
+
 def serial_at(address: str, context: ssl.SSLContext, *alpn: str) -> int:
     """Return the serial number of the certificate that a new handshake shows."""
     host, _, port = address.rpartition(":")

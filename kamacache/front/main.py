@@ -26,6 +26,7 @@ from kamacache.local.reloads import follow_reloads
 from kamacache.rundir.context import RoleContext
 from kamacache.rundir.control import SERVE_UNTIL, ControlReader
 from kamacache.rundir.description import NodeDescription
+from kamacache.rundir.live import LiveSettings
 
 log = logging.getLogger("kamacache.front")
 
@@ -67,7 +68,7 @@ async def _serve(context: RoleContext, settings: FrontSettings) -> None:
     from kamacache.local.attach import role_engines
     from kamacache.local.mapping import NodeMapping
     from kamacache.local.publishing import keep_publishing
-    from kamacache.rundir.meters import Meters
+    from kamacache.rundir.meters import FRONT, Meters
     from kamacache.security.access import Access
     from kamacache.security.certificates import Certificates
 
@@ -93,8 +94,13 @@ async def _serve(context: RoleContext, settings: FrontSettings) -> None:
     )
     server.settle(settling=context.unsettled is not None)
     await server.start()
-    appliers = [certificates.reload, access.apply, *([peers.apply] if peers else [])]
-    follow_reloads(context, loop, *appliers)
+
+    def tell_expiry(_: LiveSettings) -> None:
+        meters.words[FRONT.at("certificate_expires_unix_s")] = certificates.expires_unix_s
+
+    tell_expiry(context.live)
+    appliers = [certificates.reload, tell_expiry, access.apply]
+    follow_reloads(context, loop, *appliers, *([peers.apply] if peers else []))
     context.report_ready()
     if context.unsettled is not None:
         await _settled(about, told)

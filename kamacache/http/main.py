@@ -25,7 +25,10 @@ from kamacache.rundir.context import EXIT_OK, RoleContext
 if TYPE_CHECKING:
     from kamacache.http.server import HttpServer
     from kamacache.http.tls import TlsDoor
+    from kamacache.rundir.live import LiveSettings
+    from kamacache.rundir.meters import Region
     from kamacache.security.access import Access
+    from kamacache.security.certificates import Certificates
 
 log = logging.getLogger("kamacache.http")
 
@@ -71,14 +74,23 @@ async def _serve(context: RoleContext, settings: HttpSettings) -> None:
     loop.add_signal_handler(signal.SIGTERM, told.set)
     loop.add_signal_handler(signal.SIGQUIT, on_quit)
 
+    from kamacache.rundir.meters import HTTP, Meters
     from kamacache.security.access import Access
+    from kamacache.security.certificates import Certificates
 
     access = Access()
     access.apply(context.live)
-    door = _make_door(context, settings)
-    server = _make_server(context, settings, door, access)
+    certificates = Certificates(context.live.security)
+    door = _make_door(certificates, settings)
+    meters = Meters(context.description.shm_dir, writable=True).http
+    server = _make_server(context, settings, door, access, meters)
+
+    def tell_expiry(_: LiveSettings) -> None:
+        meters.words[HTTP.at("certificate_expires_unix_s")] = certificates.expires_unix_s
+
+    tell_expiry(context.live)
     await server.start()
-    follow_reloads(context, loop, access.apply, *([door.reload] if door else []))
+    follow_reloads(context, loop, access.apply, *([door.reload, tell_expiry] if door else []))
     context.report_ready()
     await told.wait()
     if not at_once.is_set():
@@ -93,18 +105,20 @@ async def _serve(context: RoleContext, settings: HttpSettings) -> None:
     await server.stop()
 
 
-def _make_door(context: RoleContext, settings: HttpSettings) -> TlsDoor | None:
+def _make_door(certificates: Certificates, settings: HttpSettings) -> TlsDoor | None:
     from kamacache.http.tls import TlsDoor
-    from kamacache.security.certificates import Certificates
 
-    certificates = Certificates(context.live.security)
     if certificates.material is None:
         return None
     return TlsDoor(certificates, certificates.material, connections_max=settings.connections_max)
 
 
 def _make_server(
-    context: RoleContext, settings: HttpSettings, door: TlsDoor | None, access: Access
+    context: RoleContext,
+    settings: HttpSettings,
+    door: TlsDoor | None,
+    access: Access,
+    meters: Region,
 ) -> HttpServer:
     from kamacache.http.api import Gate
     from kamacache.http.readiness import Readiness
@@ -113,7 +127,6 @@ def _make_server(
     from kamacache.local.attach import role_engines
     from kamacache.local.observing import Observer
     from kamacache.local.publishing import keep_publishing
-    from kamacache.rundir.meters import Meters
 
     about = context.description
     engines = role_engines(context.run_dir, about)
@@ -123,7 +136,7 @@ def _make_server(
         Readiness(about),
         settings,
         pages=pages_of(Observer(context.run_dir, about)),
-        meters=Meters(about.shm_dir, writable=True).http,
+        meters=meters,
         access=access,
     )
     return HttpServer(gate, settings, door)

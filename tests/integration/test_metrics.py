@@ -246,3 +246,4 @@ def test_processes_are_told_with_their_memory_and_time(
     assert told.of("kamacache_build_info", version=kamacache.__version__) == 1
     assert abs(told["kamacache_node_start_time_seconds"] - time.time()) < 600
     assert told["kamacache_node_serve_until_left_seconds"] <= 2
+    assert not told.has("kamacache_tls_certificate_expiry_timestamp_seconds")  # no TLS

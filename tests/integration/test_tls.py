@@ -21,7 +21,8 @@ import kamacache
 from kamacache.rundir.live import SecurityFiles
 from kamacache.rundir.roster import read_roster
 from tests.node_process import ROOT, NodeProcess
-from tests.pki import Pki, changed, flags, serial_at, serial_of, spoil
+from tests.pki import Pki, changed, expiry_of, flags, serial_at, serial_of, spoil
+from tests.scraping import fresh
 
 WaitUntil = Callable[..., None]
 GROUP = ("--group", "scores:1MiB", "--workers", "1", "--warm-restart-max-downtime", "0")
@@ -54,6 +55,11 @@ class SecureNode:
         """Return how many reloads were taken, and refused."""
         roster = read_roster(self.process.description().sockets_dir)
         return roster.reloads, roster.reloads_refused
+
+    def expiry(self) -> float:
+        """Return what the metrics say of the certificate."""
+        told = fresh(self.process.run_dir)
+        return told["kamacache_tls_certificate_expiry_timestamp_seconds"]
 
     def hang_up(self, wait_until: WaitUntil) -> None:
         """Have it reload, and wait for what comes of it."""
@@ -155,15 +161,19 @@ def test_a_reload_is_for_new_handshakes_and_a_bad_file_changes_nothing(
         kept.getresponse().read()
         before = serial_of(secure.files)
         assert secure.serials() == {before}
-        secure.pki.issue("127.0.0.1")
+        assert secure.expiry() == expiry_of(secure.files)
+        secure.pki.issue("127.0.0.1", days=20)
+        expiry = expiry_of(secure.files)
         after = serial_of(secure.files)
         secure.hang_up(wait_until)
         wait_until(lambda: secure.serials() == {after})
+        wait_until(lambda: secure.expiry() == expiry)
 
         spoil(secure.files)
         refused = secure.outcomes()[1]
         secure.hang_up(wait_until)
         assert secure.outcomes()[1] > refused
+        assert secure.expiry() == expiry
         assert "holds no" in secure.process.log or "cannot be used" in secure.process.log
         assert secure.serials() == {after}
         assert client.get("scores", "Jack") == b"589"
@@ -184,6 +194,7 @@ def test_a_reload_is_for_new_handshakes_and_a_bad_file_changes_nothing(
                 break
             assert time.monotonic() < deadline_s
             time.sleep(0.02)
+        assert secure.expiry() == expiry
     secure.pki.issue("127.0.0.1")
     secure.hang_up(wait_until)
 
