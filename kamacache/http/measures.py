@@ -77,7 +77,8 @@ def _group(name: str, kind: Kind, meaning: str, read: Callable[[GroupInfo], Valu
 
 def _shard(name: str, kind: Kind, meaning: str, read: Callable[[ShardInfo], int]) -> Measure:
     def samples(told: NodeSnapshot) -> Iterator[Sample]:
-        summed = sum([len(group.shards) for group in told.groups]) > SHARD_SERIES_MAX
+        # Not those that were found: where one is made anew, the others keep their labels.
+        summed = len(told.groups) * told.node.workers > SHARD_SERIES_MAX
         for group in told.groups:
             if summed:
                 yield (group.name, "all"), sum(map(read, group.shards))
@@ -279,7 +280,8 @@ GROUPS: Final = (
     _group(
         "load_errors_total",
         "counter",
-        "Calls of the getter that failed: it raised, or took longer than load_timeout.",
+        "Calls of the getter that failed: it raised, or took longer than load_timeout. One call "
+        "may be for many keys: compare with load_duration_seconds_count.",
         lambda g: g.load_errors,
     ),
     _group(
@@ -379,11 +381,17 @@ GROUPS: Final = (
     ),
 )
 SHARDS: Final = (
-    _shard("items", "gauge", "Entries, mirrors and known absences included.", lambda s: s.items),
+    _shard(
+        "items",
+        "gauge",
+        "Entries, mirrors and known absences included, and those that are over their time and not "
+        "removed yet: that is done where room is needed.",
+        lambda s: s.items,
+    ),
     _shard(
         "live_bytes",
         "gauge",
-        "What the entries take, with their keys and headers.",
+        "What these entries take, with their keys and headers.",
         lambda s: s.live_bytes,
     ),
     _shard("capacity_bytes", "gauge", "The size of the shard's files.", lambda s: s.capacity_bytes),
@@ -404,7 +412,12 @@ SHARDS: Final = (
         "Other nodes' entries dropped for want of room; not in evictions.",
         lambda s: s.mirror_evictions,
     ),
-    _shard("expired_total", "counter", "Entries removed after their time.", lambda s: s.expired),
+    _shard(
+        "expired_total",
+        "counter",
+        "Entries that were over their time when they were removed; no reader was given one before.",
+        lambda s: s.expired,
+    ),
     _shard(
         "invalidated_total",
         "counter",

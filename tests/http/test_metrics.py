@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Route
@@ -57,15 +58,16 @@ async def test_without_prometheus_client_the_answer_says_what_to_install(
 
 def test_series_of_too_many_shards_are_sums_by_group(told: NodeSnapshot) -> None:
     group = told.groups[0]
-    many = NodeSnapshot(node=told.node, groups=[group])
-    before = group.shards
-    try:
-        group.shards = [ShardInfo(worker=0, items=1, evictions=2)] * SHARD_SERIES_MAX
-        apart = encoded(many, open_metrics=False).decode()
-        group.shards = [*group.shards, ShardInfo(worker=0, items=1)]
-        summed = encoded(many, open_metrics=False).decode()
-    finally:
-        group.shards = before
+    node = msgspec.structs.replace(told.node, workers=SHARD_SERIES_MAX)
+    many = NodeSnapshot(node=node, groups=[msgspec.structs.replace(group)])
+    shards = [ShardInfo(worker=0, items=1, evictions=2)] * SHARD_SERIES_MAX
+    many.groups[0].shards = shards
+    apart = encoded(many, open_metrics=False).decode()
+    many.groups[0].shards = [*shards, ShardInfo(worker=0, items=1)]
+    node.workers += 1
+    summed = encoded(many, open_metrics=False).decode()
+    many.groups[0].shards = shards[1:]  # one that cannot be read now splits no series
+    assert 'shard="0"' not in encoded(many, open_metrics=False).decode()
     assert apart.count("\nkamacache_shard_items{") == SHARD_SERIES_MAX
     items = f'kamacache_shard_items{{group="{group.name}",shard="all"}} {SHARD_SERIES_MAX + 1}.0'
     assert items in summed
