@@ -64,6 +64,15 @@ def metrics_table(section: str) -> str:
     return "\n".join(rows)
 
 
+def metric_names_table() -> str:
+    """Return all metrics, with what each one is of."""
+    rows = ["| of | metrics |", "|---|---|"]
+    for section, measures in SECTIONS.items():
+        names = ", ".join(f"`{measure.name}`" for measure in measures)
+        rows.append(f"| {_cell(section.lower())} | {names} |")
+    return "\n".join(rows)
+
+
 def buckets_table() -> str:
     """Return the bounds of the histograms."""
     rows = ["| histograms | upper bounds of the buckets, in seconds |", "|---|---|"]
@@ -77,6 +86,7 @@ def buckets_table() -> str:
 
 TABLES: Final[dict[str, tuple[str, Callable[[], str]]]] = {
     "flags": ("docs/operations.md", flags_table),
+    "all metrics": ("docs/operations.md", metric_names_table),
     "buckets": ("docs/metrics.md", buckets_table),
     **{
         f"metrics of {section.lower()}": ("docs/metrics.md", partial(metrics_table, section))
