@@ -30,6 +30,8 @@ from kamacache.limits import HTTP_PIECE_BYTES
 MESSAGE_CHARS_MAX: Final = 500
 RETRY_AFTER_S: Final = 1
 CHALLENGES: Final = 'Bearer realm="kamacache", Basic realm="kamacache"'  # browsers take the second
+# No browser runs a value as a script of the page of another site, whatever is in it.
+_AS_IT_IS: Final = {"x-content-type-options": "nosniff"}
 
 STATUSES: Final[dict[type[KamaCacheError], int]] = {
     KeyNotFoundError: 404,
@@ -49,7 +51,7 @@ def answer_json(body: dict[str, Any], status: int = 200, **headers: str) -> Resp
     return Response(
         json.dumps(body) + "\n",
         status,
-        {"cache-control": "no-store", **told},
+        {"cache-control": "no-store", **_AS_IT_IS, **told},
         media_type="application/json",
     )
 
@@ -108,7 +110,7 @@ class ValueResponse(Response):
         super().__init__(
             value,
             200,
-            {"cache-control": "no-store", **headers},
+            {"cache-control": "no-store", **_AS_IT_IS, **headers},
             media_type="application/octet-stream",
         )
         self._room = room

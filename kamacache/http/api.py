@@ -120,7 +120,11 @@ class Api:
     ) -> Response:
         limit = engine.arenas()[0].geometry.value_bytes_beside(len(key))
         told = request.headers.get("content-length")
-        # h11 has checked the number, and that no more bytes than it says arrive.
+        # h11 has checked the number, and that no more bytes than it says arrive; where the body
+        # is chunked it goes by that, and the number is anybody's.
+        chunked = "transfer-encoding" in request.headers
+        if chunked and told is not None:
+            raise ConfigError("the request has both Content-Length and Transfer-Encoding; send one")
         length = limit if told is None else int(told)
         if length > limit:
             raise _too_large(f"of {length} bytes", limit)
@@ -230,6 +234,12 @@ class Gate:
         await self._admit(scope, receive, send)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] not in self._names:
+            # Not left to the routes: theirs is another idea of equal (to them "/metrics\n" is
+            # /metrics), and who may was decided by the path to the letter.
+            message = "there is no such page; try /api?key=Tom, /healthz or /readyz"
+            await answer_failure(404, "PageNotFound", message)(scope, receive, send)
+            return
         if scope["path"] in self._always:
             await self._app(scope, receive, send)
             return
@@ -296,11 +306,9 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 
 def _authorization(scope: Scope) -> bytes | None:
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            found: bytes = value
-            return found
-    return None
+    """Return the header's one value; two are none, as nobody could say which of them counts."""
+    found: list[bytes] = [value for name, value in scope["headers"] if name == b"authorization"]
+    return found[0] if len(found) == 1 else None
 
 
 def _client(scope: Scope) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -127,6 +128,53 @@ async def test_the_pages_want_a_token_for_stats_and_take_it_as_a_password(
         assert (await client.get(page, headers=bearer(OPS))).text == "shown"
         assert (await client.get(page, auth=("anyone", OPS))).text == "shown"
         assert failure(await client.get(page, headers=bearer(READ))) == (403, "AccessDeniedError")
+
+
+async def test_a_path_that_is_almost_a_pages_is_no_page(client: httpx.AsyncClient) -> None:
+    # A route's "$" would take a line's end for the end of the path.
+    for page in PAGES:
+        for path in (f"{page}%0A", f"{page}%0a?after_ms=0", f"{page}%00"):
+            for secret in (READ, OPS):
+                reply = await client.get(path, headers=bearer(secret))
+                assert failure(reply) == (404, "PageNotFound"), path
+
+
+async def test_two_tokens_in_one_request_are_none(client: httpx.AsyncClient) -> None:
+    url = "/api?group=scores&key=Tom"
+    for secrets in ((READ, OPS), (OPS, READ), (READ, READ)):
+        headers = [("authorization", f"Bearer {secret}") for secret in secrets]
+        assert failure(await client.get(url, headers=headers)) == (401, "AccessDeniedError")
+
+
+async def test_what_presents_a_token_oddly_is_known_or_is_refused(
+    client: httpx.AsyncClient,
+) -> None:
+    def basic(text: bytes) -> bytes:
+        return b"Basic " + base64.b64encode(text)
+
+    odd: dict[bytes, int] = {
+        b"BEARER  " + READ.encode() + b"  ": 200,
+        b"bAsIc " + base64.b64encode(b":" + READ.encode()): 200,
+        basic("\u00fcser:".encode() + READ.encode()): 200,
+        basic(b"\xff\x00:" + READ.encode()): 200,
+        basic(READ.encode()): 401,
+        basic(READ.encode() + b":"): 401,
+        b"Basic \xc3\xbc==": 401,
+        b"Basic " + b"=" * 9: 401,
+        b"Bearer": 401,
+        b"Bearer \xff\xfe": 401,
+        b"Bearer " + READ.upper().encode(): 401,
+        b"Token " + READ.encode(): 401,
+        READ.encode(): 401,
+        b"": 401,
+    }
+
+    async def status(header: bytes) -> int:
+        url = "/api?group=scores&key=Tom"
+        return (await client.get(url, headers=[(b"authorization", header)])).status_code
+
+    found = await asyncio.gather(*map(status, odd))
+    assert dict(zip(odd, found, strict=True)) == odd
 
 
 async def test_a_group_beyond_the_scope_is_refused_like_one_that_is_not_there(

@@ -190,6 +190,24 @@ async def test_chunks_within_the_limit_are_one_value(client: httpx.AsyncClient) 
     assert (await client.get("/api?group=plain&key=chunked")).content == b"one two"
 
 
+async def test_a_length_beside_chunks_is_refused_and_counts_for_nothing(
+    client: httpx.AsyncClient,
+) -> None:
+    # Chunks decide how long the body is: the number would have let any size past the bound on
+    # what is held, and is how requests are smuggled past a proxy.
+    url = "/api?group=plain&key=both"
+    headers = {"transfer-encoding": "chunked", "content-length": "1"}
+    reply = await client.put(url, content=b"three", headers=headers)
+    assert failure(reply) == (400, "ConfigError")
+    assert (await client.get(url)).content != b"three"
+
+
+async def test_no_browser_takes_a_value_for_a_script(client: httpx.AsyncClient) -> None:
+    for url in ("/api?group=scores&key=Tom", "/api?group=nopes&key=Tom", "/healthz"):
+        reply = await client.get(url)
+        assert reply.headers.get_list("x-content-type-options") == ["nosniff"]
+
+
 async def test_bytes_held_are_bounded(node: NodeProcess, gate_of: Any, asking: Any) -> None:
     async with asking(gate_of(node, "large")) as roomy:
         await roomy.put("/api?key=long", content=b"x" * 400_000)
