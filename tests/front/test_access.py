@@ -143,6 +143,25 @@ async def test_no_method_answers_who_has_no_token_that_is_known(front: Guarded) 
             assert "scores" not in str(error)
 
 
+async def test_two_tokens_in_one_call_are_none(front: Guarded) -> None:
+    for secrets in ((READ, OPS), (OPS, READ)):
+        metadata = [("authorization", f"Bearer {secret}") for secret in secrets]
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await front.stub.Get(pb.GetRequest(group="scores", key=b"k"), metadata=metadata)
+        assert caught.value.code() is UNKNOWN
+
+
+async def test_metadata_that_is_no_text_is_no_token(front: Guarded) -> None:
+    for value in (b"\xff\xfe", b"\xc3\xbc" * 10, b"Bearer \xff", b"Basic \xed\xa0\x80", b""):
+        async with connected(front.port) as client:
+            client.begin()
+            client.send(call("/kamacache.v1.Cache/Get", 1, (b"authorization", value)))
+            _, _, _, headers = await client.until(HEADERS)
+            assert b"grpc-status" in headers
+            assert b"16" in headers, value
+    assert (await front.ask("Get", READ))[0] is OK
+
+
 async def test_a_group_beyond_the_scope_is_refused_like_one_that_is_not_there(
     front: Guarded,
 ) -> None:
