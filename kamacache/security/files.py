@@ -15,13 +15,21 @@ from kamacache.limits import SECURITY_FILE_BYTES_MAX
 def read_bounded(setting: str, path: str, *, secret: bool = False) -> bytes:
     """Return a file's bytes; raises `ConfigError`. A secret one must be closed to other users."""
     try:
-        with open(path, "rb") as file:
+        # Without waiting: else a pipe in a file's place would hold the supervisor for ever.
+        with open(path, "rb", opener=_open_at_once) as file:
             about = os.fstat(file.fileno())
             if not stat.S_ISREG(about.st_mode):
                 raise ConfigError(f"{setting}: {path} is no file", setting=setting, value=path)
             if secret and about.st_mode & stat.S_IRWXO:
                 raise ConfigError(
                     f"{setting}: {path} is open to every user of this host (its mode is "
+                    f"{stat.S_IMODE(about.st_mode):04o}); chmod 0600 it, or 0640",
+                    setting=setting,
+                    value=path,
+                )
+            if secret and about.st_mode & stat.S_IWGRP:
+                raise ConfigError(
+                    f"{setting}: {path} may be written to by its group (its mode is "
                     f"{stat.S_IMODE(about.st_mode):04o}); chmod 0600 it, or 0640",
                     setting=setting,
                     value=path,
@@ -41,3 +49,7 @@ def read_bounded(setting: str, path: str, *, secret: bool = False) -> bytes:
             value=path,
         )
     return data
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)

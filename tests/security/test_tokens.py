@@ -131,14 +131,26 @@ def test_a_bad_file_is_refused_and_no_secret_is_told(
         error = error.__cause__
 
 
-@pytest.mark.parametrize(("mode", "fine"), [(0o600, True), (0o640, True), (0o604, False)])
-def test_a_file_that_all_may_read_is_refused(file_of: FileOf, mode: int, fine: bool) -> None:
-    path = file_of(one(), mode)
-    if fine:
-        assert len(Tokens.load(str(path))) == 1
-        return
-    with pytest.raises(ConfigError, match="0604"):
-        Tokens.load(str(path))
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o400])
+def test_a_file_of_one_user_and_readers_of_his_group_is_taken(file_of: FileOf, mode: int) -> None:
+    assert len(Tokens.load(str(file_of(one(), mode)))) == 1
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o602, 0o601, 0o660, 0o666])
+def test_a_file_that_others_may_read_or_write_is_refused(file_of: FileOf, mode: int) -> None:
+    with pytest.raises(ConfigError, match=f"{mode:04o}.*chmod 0600"):
+        Tokens.load(str(file_of(one(), mode)))
+
+
+def test_what_is_no_file_is_refused_and_waited_for_by_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path, 0o600)
+    for place in (path, tmp_path, Path("/dev/null"), Path("/dev/zero")):
+        link = tmp_path / f"link-to-{place.name}"
+        link.symlink_to(place)
+        for name in (place, link):
+            with pytest.raises(ConfigError, match="no file|cannot be read"):
+                Tokens.load(str(name))
 
 
 def test_nothing_that_is_kept_tells_a_token(file_of: FileOf) -> None:
