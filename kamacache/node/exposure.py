@@ -43,10 +43,11 @@ def check_exposure(
     }
     if open_to_all and not insecure:
         said += _check_open(files, open_to_all)
-        if place.clustered and "listen" in open_to_all:
+    if place.clustered and not insecure:
+        if "listen" in open_to_all:
             _check_cluster(files, open_to_all["listen"])
-    elif files.tokens and place.clustered and listening.get("listen") and not insecure:
-        _check_cluster(files, None)
+        elif files.tokens and listening.get("listen"):
+            _check_cluster(files, None)
     return tuple(said)
 
 

@@ -128,6 +128,8 @@ def test_tokens_in_a_cluster_need_nodes_that_know_each_other_on_loopback_too(
     )
     with pytest.raises(ConfigError, match="--peer-secret"):
         said(listen=CLOSED, place=near, tokens=tokens)
+    with pytest.raises(ConfigError, match="--peer-secret"):  # wherever HTTP listens
+        said(listen=CLOSED, api=OPEN, place=near, tokens=tokens)
     assert said(listen=CLOSED, place=near, tokens=tokens, insecure=True) == ()
     assert said(listen=CLOSED, place=near, tokens=tokens, peer_secret=secret) == ()
     assert said(listen=CLOSED, tokens=tokens) == ()
