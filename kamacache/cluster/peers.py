@@ -97,6 +97,7 @@ class Peers:
         self._handoff_s: Final = handoff_s
         self._ring = Ring([Member("")])
         self._links: dict[str, Link | None] = {"": None}
+        self._wanted: set[str] = set()
         self._clock_ms: Final = clock_ms
         self._began_ms: Final = clock_ms()
         # From when on all that was written is told to a node, or is still in its link's queue.
@@ -125,8 +126,8 @@ class Peers:
 
     @property
     def addresses(self) -> set[str]:
-        """The nodes that are linked to, and those that left and may still be told something."""
-        return {*self._links, *self._departed}
+        """The other members, linked to or about to be, and nodes that left and may be told yet."""
+        return {*self._wanted, *self._links, *self._departed}
 
     def update(self, membership: Membership) -> None:
         """Take a new membership: link to those who came, leave those who went."""
@@ -141,7 +142,7 @@ class Peers:
             self._rings_before.insert(0, (now_s + self._handoff_s, self._ring))
             del self._rings_before[RINGS_BEFORE_MAX:]
         self._ring = ring
-        wanted = set(membership.others)
+        wanted = self._wanted = set(membership.others)
         for address in [a for a, link in self._links.items() if a not in wanted]:
             link = self._links.pop(address)
             self._up.pop(address, None)

@@ -98,25 +98,26 @@ def peers_of(
     membership: MembershipInfo | None,
 ) -> list[PeerInfo]:
     """Return the other nodes, as all workers see them together."""
-    members = {m.address for m in membership.members} if membership else set()
-    found: dict[str, PeerInfo] = {}
+    members = []
+    if membership is not None:
+        members = [m.address for m in membership.members if m.address != membership.own]
+    slots = [[(slot.address, slot) for slot in worker.peers[:-1]] for worker in meters]
+    apart = _apart([{address for address, _ in of_worker} for of_worker in slots], members)
+    found = {address: PeerInfo(address=address, member=address in members) for address in apart}
 
     def peer(address: str) -> PeerInfo:
         if address not in found:
-            full = len(found) >= PEER_METERS_MAX and address != OTHER_PEERS
-            if full:
-                return peer(OTHER_PEERS)
-            found[address] = PeerInfo(address=address, member=address in members)
+            address = OTHER_PEERS
+            found.setdefault(address, PeerInfo(address=address, member=False))
         return found[address]
 
-    if membership is not None:
-        for member in membership.members:
-            if member.address != membership.own:
-                peer(member.address)
-    for worker in meters:
-        for slot in worker.peers[:-1]:
-            if address := slot.address:
+    for address in members:
+        peer(address)
+    for of_worker in slots:
+        for address, slot in of_worker:
+            if address:
                 _add_calls(peer(address), slot)
+    for worker in meters:
         for others in worker.peers[-1:]:
             if any(others.counts().values()):
                 _add_calls(peer(OTHER_PEERS), others)
@@ -124,6 +125,24 @@ def peers_of(
         for link in reply.links if reply is not None else ():
             _add_link(peer(link.address), link)
     return sorted(found.values(), key=lambda info: info.address)
+
+
+def _apart(named: list[set[str]], members: list[str]) -> set[str]:
+    """Return the nodes that have numbers of their own; ``named`` has the slots of each worker.
+
+    A worker keeps a member's slot, and frees that of a node that has left when another needs it.
+    Were what is left of that one in the other workers' slots still told apart, its counters would
+    go down; so it goes over to the others whole, with the first slot that is freed.
+    """
+    apart = {
+        address
+        for address in set().union(*named) - {""}
+        if address in members or all(address in names or "" in names for names in named)
+    }
+    for address in members:  # that no worker has named yet
+        if len(apart) < PEER_METERS_MAX and all("" in names for names in named):
+            apart.add(address)
+    return apart
 
 
 def _add_calls(peer: PeerInfo, region: Region) -> None:

@@ -60,3 +60,18 @@ def test_many_keys_go_where_each_of_them_goes(tmp_path: Path) -> None:
     assert {link and link.address for link in without} == {None, "c:1"}
     links["b:1"].settled = False  # its first try is waited for
     assert peers.routes(keys) == whole
+
+
+def test_a_link_is_made_knowing_all_members(tmp_path: Path) -> None:
+    # Else a worker that was forked again would free slots of its meters that members have.
+    seen: list[set[str]] = []
+
+    def make_link(address: str, former: Link | None) -> Link:
+        seen.append(peers.addresses)
+        return cast(Link, Known(address))
+
+    peers = Peers(make_link, lambda: 0.0, close=lambda link: None, owed=OwedFile(tmp_path / "owed"))
+    members = tuple(Member(name) for name in ("a:1", "b:1", "c:1"))
+    peers.update(Membership(number=1, own="a:1", members=members))
+    assert len(seen) == 2
+    assert all({"b:1", "c:1"} <= addresses for addresses in seen)
