@@ -120,11 +120,7 @@ class Api:
     ) -> Response:
         limit = engine.arenas()[0].geometry.value_bytes_beside(len(key))
         told = request.headers.get("content-length")
-        # h11 has checked the number, and that no more bytes than it says arrive; where the body
-        # is chunked it goes by that, and the number is anybody's.
-        chunked = "transfer-encoding" in request.headers
-        if chunked and told is not None:
-            raise ConfigError("the request has both Content-Length and Transfer-Encoding; send one")
+        # h11 has checked the number, and that no more bytes than it says arrive.
         length = limit if told is None else int(told)
         if length > limit:
             raise _too_large(f"of {length} bytes", limit)
@@ -219,6 +215,11 @@ class Gate:
 
     async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let in who may; nothing of a request but its head was read before."""
+        if _has_two_lengths(scope):
+            message = "the request has both Content-Length and Transfer-Encoding; send one of them"
+            refused = answer_failure(400, "BadRequest", message, connection="close")
+            await refused(scope, receive, send)
+            return
         guard = self._guards.get(scope["path"], "group")
         if guard != "open" and self._access.tokens is not None:
             client = _client(scope)
@@ -303,6 +304,15 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         message = f"{request.method[:32]} is not possible here; use {allowed}"
         return answer_failure(405, "MethodNotAllowed", message, allow=allowed)
     return answer_failure(error.status_code, "HttpError", str(error.detail))
+
+
+def _has_two_lengths(scope: Scope) -> bool:
+    """Tell whether this end and a proxy before it may see the request end in different places.
+
+    h11 goes by the chunks then, so that the number is anybody's, and bounds nothing.
+    """
+    names = [name for name, _ in scope["headers"]]
+    return b"transfer-encoding" in names and b"content-length" in names
 
 
 def _authorization(scope: Scope) -> bytes | None:

@@ -198,7 +198,8 @@ async def test_a_length_beside_chunks_is_refused_and_counts_for_nothing(
     url = "/api?group=plain&key=both"
     headers = {"transfer-encoding": "chunked", "content-length": "1"}
     reply = await client.put(url, content=b"three", headers=headers)
-    assert failure(reply) == (400, "ConfigError")
+    assert failure(reply) == (400, "BadRequest")
+    assert reply.headers["connection"] == "close"  # what follows is no request of this client
     assert (await client.get(url)).content != b"three"
 
 

@@ -149,7 +149,7 @@ def test_what_is_no_file_is_refused_and_waited_for_by_nobody(tmp_path: Path) -> 
         link = tmp_path / f"link-to-{place.name}"
         link.symlink_to(place)
         for name in (place, link):
-            with pytest.raises(ConfigError, match="no file|cannot be read"):
+            with pytest.raises(ConfigError, match=r"no file|cannot be read"):
                 Tokens.load(str(name))
 
 
