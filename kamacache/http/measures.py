@@ -222,7 +222,8 @@ PROCESSES: Final = (
     _role(
         "restarts_total",
         "counter",
-        "Times that the process died after it had been ready, and was forked again.",
+        "Times that the process ended after it had been ready, and was forked again. Tries of one "
+        "that does not become ready are not counted: it has process_ready 0.",
         lambda r: r.restarts,
     ),
     _role(

@@ -33,6 +33,7 @@ from kamacache.security.peer_secret import PeerSecrets
 from kamacache.v1 import kamacache_pb2 as pb
 from kamacache.v1.kamacache_pb2_grpc import CacheStub
 from tests.cluster_nodes import Cluster, ClusterNode, clusters
+from tests.scraping import fresh
 
 pytestmark = pytest.mark.integration
 
@@ -159,6 +160,9 @@ def test_a_client_with_a_token_does_what_it_may_on_either_node(secured: Secured)
             assert caught.value.token == "reader"
         for secret in (None, GUESS):
             assert ask(node, secret) is grpc.StatusCode.UNAUTHENTICATED
+        told, calls = fresh(node.run_dir), "kamacache_grpc_requests_total"
+        assert told.of(calls, method="Set", code="PERMISSION_DENIED") == 1
+        assert told.of(calls, method="Get", code="UNAUTHENTICATED") >= 2
 
 
 def test_http_wants_a_token_and_the_probes_do_not(secured: Secured, node: ClusterNode) -> None:
@@ -171,6 +175,9 @@ def test_http_wants_a_token_and_the_probes_do_not(secured: Secured, node: Cluste
     assert secured.get(node, api, basic) == 200
     assert secured.get(node, "/metrics", f"Bearer {READ}") == 403
     assert secured.get(node, "/metrics", f"Bearer {ALL}") == 200
+    told, requests = fresh(node.run_dir), "kamacache_http_requests_total"
+    assert told.of(requests, handler="api", code="401") == 2
+    assert told.of(requests, handler="metrics", code="403") == 1
 
 
 async def test_a_token_opens_no_link_of_a_node_and_another_secret_neither(
