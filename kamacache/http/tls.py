@@ -10,7 +10,8 @@ that the loop has accepted is no way out: uvloop reads from it before, whatever 
 client hello in five was lost.)
 
 *Invariants*: connections in a handshake and those after it are together at most as many as without
-TLS. A handshake uses the certificates of the last reload that was good; what it has begun with, it
+TLS. Where they are as many, the handshake that has lasted longest makes room: it is of one who
+keeps a place and says nothing, and who means it is through in milliseconds. A handshake uses the certificates of the last reload that was good; what it has begun with, it
 ends with.
 """
 
@@ -58,7 +59,8 @@ class TlsDoor:
         self._connections_max: Final = connections_max
         self._handshake_s: Final = handshake_s
         self._accepting: asyncio.Task[None] | None = None
-        self.pending: Final[set[asyncio.Task[None]]] = set()  # connections in their handshake
+        # Connections in their handshake, the oldest first.
+        self.pending: Final[dict[asyncio.Task[None], None]] = {}
 
     def open(self, listener: socket.socket, make: Make, connections: Sized) -> None:
         """Take connections from now on; ``make`` returns the protocol of one that is secure.
@@ -84,6 +86,15 @@ class TlsDoor:
         for handshake in self.pending:
             handshake.cancel()
 
+    def _make_room(self) -> bool:
+        """End the oldest handshake; tell whether there was one."""
+        oldest = next(iter(self.pending), None)
+        if oldest is None:
+            return False
+        del self.pending[oldest]
+        oldest.cancel()
+        return True
+
     async def _accept(self, listener: socket.socket, make: Make, connections: Sized) -> None:
         loop = asyncio.get_running_loop()
         with listener:  # closed with the task, when the loop does not wait for it any more
@@ -95,15 +106,16 @@ class TlsDoor:
                         log.error("no connection can be accepted", reason=str(error))
                         await asyncio.sleep(ACCEPT_AGAIN_S)
                     continue
-                if len(connections) + len(self.pending) >= self._connections_max:
+                full = len(connections) + len(self.pending) >= self._connections_max
+                if full and not self._make_room():
                     accepted.close()
                     continue
                 handshake = loop.create_task(self._shake_hands(accepted, make))
-                self.pending.add(handshake)
+                self.pending[handshake] = None
                 handshake.add_done_callback(partial(self._shaken, accepted))
 
     def _shaken(self, accepted: socket.socket, handshake: asyncio.Task[None]) -> None:
-        self.pending.discard(handshake)
+        self.pending.pop(handshake, None)
         if handshake.cancelled() or handshake.exception() is not None:
             accepted.close()  # by the loop's transport before, where there was one
 

@@ -140,20 +140,37 @@ async def test_a_client_that_is_slow_to_shake_hands_is_dropped(pki: Pki, secure:
         assert await health(server.port, pki.client_context()) == 200
 
 
-async def test_connections_in_their_handshake_count(pki: Pki, secure: Any) -> None:
+async def test_connections_in_their_handshake_count_and_the_oldest_makes_room(
+    pki: Pki, secure: Any
+) -> None:
     async with secure(pki.issue(), connections_max=3) as (server, door):
         waiting = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(3)]
         async with asyncio.timeout(DEADLINE_S):
             while len(door.pending) < 3:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
-        with pytest.raises(httpx.TransportError):
-            await health(server.port, pki.client_context())
+        # Who keeps places and says nothing keeps out nobody, probes least of all.
+        assert await health(server.port, pki.client_context()) == 200
+        async with asyncio.timeout(DEADLINE_S):
+            assert await waiting[0][0].read() == b""
+        for reader, _ in waiting[1:]:
+            assert not reader.at_eof()
         for _, writer in waiting:
             writer.close()
-        async with asyncio.timeout(DEADLINE_S):
-            while door.pending:  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
-        assert await health(server.port, pki.client_context()) == 200
+
+
+async def test_those_over_their_handshake_make_no_room(pki: Pki, secure: Any) -> None:
+    async with secure(pki.issue(), connections_max=2) as (server, _):
+        kept = [
+            await asyncio.open_connection("127.0.0.1", server.port, ssl=pki.client_context())
+            for _ in range(2)
+        ]
+        with pytest.raises(httpx.TransportError):
+            await health(server.port, pki.client_context())
+        for reader, writer in kept:
+            writer.write(REQUEST)
+            async with asyncio.timeout(DEADLINE_S):
+                assert b" 200 " in await reader.readline()
+            writer.close()
 
 
 async def test_the_end_of_the_server_does_not_wait_for_handshakes(pki: Pki, secure: Any) -> None:
