@@ -11,8 +11,8 @@ client hello in five was lost.)
 
 *Invariants*: connections in a handshake and those after it are together at most as many as without
 TLS. Where they are as many, the handshake that has lasted longest makes room: it is of one who
-keeps a place and says nothing, and who means it is through in milliseconds. A handshake uses the certificates of the last reload that was good; what it has begun with, it
-ends with.
+keeps a place and says nothing, and who means it is through in milliseconds. A handshake uses the
+certificates of the last reload that was good; what it has begun with, it ends with.
 """
 
 from __future__ import annotations
