@@ -5,8 +5,9 @@ in answer to a `Challenge`, each alone in one short message. `kamacache.security
 the drawing, and says why it holds.
 
 *Invariants*: until a link is proven nothing of it is acted on, and nothing is told but a random
-number; it has `PEER_PROOF_S` for it, and so many at once are at it. A proof that was meant for
-another node, or came from this one, is none.
+number; it has `PEER_PROOF_S` for it, and so many at once are at it: one more, and the oldest ends.
+So a node, which answers within a round trip, gets in among however many that never do. A proof that
+was meant for another node, or came from this one, is none.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ class Porter:
         self._name: Final = name
         self._proof_s: Final = proof_s
         self._unproven_max: Final = unproven_max
-        self.unproven = 0  # links that are at it now
+        # The times of links that are at it now, the oldest first.
+        self._unproven: Final[dict[asyncio.Timeout, None]] = {}
         self.refused = 0
 
     async def admit(self, context: Any, is_own: Callable[[Hello], bool]) -> Admitted:
@@ -101,21 +103,25 @@ class Porter:
 
         ``is_own`` tells whether it is this node itself that says hello.
         """
+        crowded_out = False
         try:
-            if self.unproven >= self._unproven_max:
-                raise UnprovenError(
-                    "links that are not proven are too many; more are refused",
-                    "too many links wait to be proven; try again",
-                    code=grpc.StatusCode.RESOURCE_EXHAUSTED,
-                )
-            self.unproven += 1
-            try:
-                async with asyncio.timeout(self._proof_s):
+            async with asyncio.timeout(self._proof_s) as limit:
+                if len(self._unproven) >= self._unproven_max:
+                    self._end_oldest()
+                self._unproven[limit] = None
+                try:
                     return await self._prove(context, is_own)
-            finally:
-                self.unproven -= 1
+                finally:
+                    crowded_out = limit not in self._unproven
+                    self._unproven.pop(limit, None)
         except TimeoutError:
             self.refused += 1
+            if crowded_out:
+                raise UnprovenError(
+                    "links that are not proven are too many; the oldest end",
+                    "too many links wait to be proven; try again",
+                    code=grpc.StatusCode.RESOURCE_EXHAUSTED,
+                ) from None
             raise UnprovenError(
                 "a link did not prove in time that it is a node's",
                 "the proof came too late",
@@ -124,6 +130,17 @@ class Porter:
         except UnprovenError:
             self.refused += 1
             raise
+
+    @property
+    def unproven(self) -> int:
+        """How many links are at it now."""
+        return len(self._unproven)
+
+    def _end_oldest(self) -> None:
+        oldest = next(iter(self._unproven))
+        del self._unproven[oldest]
+        if not oldest.expired():  # its task may not have run since
+            oldest.reschedule(asyncio.get_running_loop().time())
 
     async def _prove(self, context: Any, is_own: Callable[[Hello], bool]) -> Admitted:
         secrets = self.trust.secrets
