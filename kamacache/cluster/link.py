@@ -82,6 +82,7 @@ TELLS_MAX: Final = 4  # invalidations under way; what comes meanwhile goes toget
 CLOSED: Final = "closed"
 _REFUSALS: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.FAILED_PRECONDITION)
 REQUESTS: Final = PEER.at("requests")
+LOST: Final = PEER.at("lost")
 OVERLOADED: Final = PEER.at("overloaded")
 CONNECTS: Final = PEER.at("connects")
 INVALIDATIONS: Final = PEER.at("invalidations_sent")
@@ -245,8 +246,7 @@ class PeerLink:
         if exchange is not None and (self.usable or (self.up and request.flags & PEEK)):
             exchange.ask(request, done, deadline_s)
         elif self.settled or self._task is None:
-            error = lost(self.address, sent=False)
-            self._loop.call_soon(finish, done, error, self.address)
+            self._refuse(done)
         elif len(self._held) < PEER_REQUESTS_MAX:
             self._held.append((request, done, deadline_s))
         else:
@@ -518,9 +518,14 @@ class PeerLink:
             if exchange is not None and (self.usable or (self.up and request.flags & PEEK)):
                 exchange.ask(request, done, deadline_s)
             else:
-                error = lost(self.address, sent=False)
-                self._loop.call_soon(finish, done, error, self.address)
+                self._refuse(done)
         self._on_change(self)
+
+    def _refuse(self, done: DoneCall) -> None:
+        """Tell one who asks that nobody can be asked here."""
+        self._counts[LOST] += 1
+        error = lost(self.address, sent=False)
+        self._loop.call_soon(finish, done, error, self.address)
 
 
 async def _exchange_words(call: Any, frames: FrameSplitter, said: Request) -> list[Reply]:

@@ -518,8 +518,9 @@ PEERS: Final = (
         "kamacache_peer_call_errors_total",
         "counter",
         ("peer", "reason"),
-        "Requests without a good answer. lost: the link failed; late: no answer before the "
-        "deadline; refused: too much waited already; failure: the peer answered with an error.",
+        "Requests without a good answer. lost: the link failed, or was down; late: no answer "
+        "before the deadline; refused: too much waited already; failure: the peer answered with an "
+        "error.",
         _call_errors,
     ),
     _peer(

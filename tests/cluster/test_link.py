@@ -361,6 +361,8 @@ async def test_a_refused_connection_is_known_at_once_and_nobody_waits_for_it() -
             assert outcome.sent is False
         assert changes == [(False, True)]
         assert not link.up
+        told = link.stats()
+        assert (told["requests"], told["lost"]) == (2, 2)
 
 
 async def test_a_peer_that_accepts_and_says_nothing_is_given_up_and_holds_nobody_for_long() -> None:
