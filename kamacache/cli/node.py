@@ -192,10 +192,10 @@ def _run(config: str | None, flags: dict[str, Any], *, check_only: bool = False)
         inherited = take_inherited()
         reread = partial(_settings, flags, environment, path and os.path.abspath(path), inherited)
         settings = reread()
+        if check_only:
+            return _check(settings, flags, environment, path)
     except ConfigError as error:
         return _refused(EXIT_CONFIG, str(error))
-    if check_only:
-        return _check(settings, flags, environment, path)
     # Now and not at the top: --help and a wrong flag answer without loading the node.
     from kamacache.node.logs import configure_logs, node_label
     from kamacache.node.supervisor import Supervisor

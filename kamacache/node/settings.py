@@ -32,6 +32,7 @@ from kamacache.node.inherited import InheritedSocket
 from kamacache.node.place import Place, find_place
 from kamacache.rundir.layout import SHM_ROOT, default_run_dir
 from kamacache.rundir.live import LiveSettings, SecurityFiles
+from kamacache.security.files import read_bounded
 
 ENVIRONMENT_PREFIX: Final = "KAMACACHE_"
 LISTEN_DEFAULT: Final = "127.0.0.1:8001"
@@ -175,14 +176,11 @@ READERS: Final[dict[str, Callable[[str, Any], Any]]] = {
 
 def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the settings of a TOML file, keys with ``_``; raises `ConfigError`."""
+    # A supervisor that reloads must not wait for a pipe's writer, nor read without end.
+    data = read_bounded("config", os.fspath(path))
     try:
-        with open(path, "rb") as file:
-            found = tomllib.load(file)
-    except OSError as error:
-        raise ConfigError(
-            f"config file {path} cannot be read: {error.strerror}", setting="config"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        found = tomllib.loads(data.decode())
+    except (ValueError, RecursionError) as error:  # of TOML, UTF-8; nested too deeply
         raise ConfigError(f"config file {path} is not TOML: {error}", setting="config") from error
     settings = {}
     for key, value in found.items():

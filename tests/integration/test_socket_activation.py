@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 
 import psutil
 import pytest
+import trustme
 
 from tests.node_process import NodeProcess
 
@@ -115,6 +117,31 @@ def test_requests_wait_while_the_role_and_the_node_come_back(
         with Activated(short_dir / "run", passed, "--api", f"localhost:{port}") as node:
             assert {answer.result(20)[0] for answer in between} == {200}
             assert node.stop() == 0
+
+
+def test_the_socket_serves_tls_where_the_node_has_a_certificate(
+    short_dir: Path, passed: socket.socket
+) -> None:
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    certificate, key = short_dir / "cert.pem", short_dir / "key.pem"
+    issued.cert_chain_pems[0].write_to_path(certificate)
+    issued.private_key_pem.write_to_path(key)
+    key.chmod(0o600)
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    port = passed.getsockname()[1]
+    files = ("--tls-cert", str(certificate), "--tls-key", str(key))
+    with Activated(short_dir / "run", passed, *files) as node:
+        node.await_ready()
+        client = HTTPSConnection("127.0.0.1", port, timeout=20, context=trust)
+        try:
+            client.request("GET", "/healthz")
+            assert client.getresponse().status == 200
+        finally:
+            client.close()
+        with pytest.raises((OSError, HTTPException)):
+            ask(port, "/healthz")
 
 
 def test_api_elsewhere_and_a_socket_for_others_are_refused(

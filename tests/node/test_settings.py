@@ -102,6 +102,23 @@ def test_missing_file_is_refused() -> None:
         read_file("/no/such/file.toml")
 
 
+def test_what_is_no_file_or_has_no_end_is_refused_at_once(tmp_path: Path) -> None:
+    pipe, huge, deep = (tmp_path / name for name in ("pipe", "huge", "deep"))
+    os.mkfifo(pipe)
+    with huge.open("wb") as file:
+        file.truncate(1 << 40)
+    deep.write_text("workers = " + "[" * 100_000)
+    for path, says in (
+        (pipe, "is no file"),
+        (Path("/dev/zero"), "is no file"),
+        (tmp_path, "cannot be read"),
+        (huge, "more than it may have"),
+        (deep, "is not TOML"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            read_file(path)
+
+
 def test_wrong_value_in_the_environment_names_the_variable() -> None:
     with pytest.raises(ConfigError, match="KAMACACHE_WORKERS"):
         settings(env={"KAMACACHE_WORKERS": "x"})
