@@ -142,6 +142,7 @@ def test_the_socket_serves_tls_where_the_node_has_a_certificate(
             client.close()
         with pytest.raises((OSError, HTTPException)):
             ask(port, "/healthz")
+        assert node.stop() == 0
 
 
 def test_api_elsewhere_and_a_socket_for_others_are_refused(
