@@ -4,7 +4,9 @@
 
 uvicorn bounds the head of a request (h11: 16 KiB) and how long a connection stays idle. It waits
 for ever for the rest of a request, and for a client that does not read: `Connection` says since
-when, and one sweep a second ends those that took too long.
+when, and one sweep a second ends those that took too long. At the bound on connections the one that
+was quiet longest makes room, so that nobody keeps others out by saying nothing; only where all are
+being answered a new one is told 503.
 """
 
 from __future__ import annotations
@@ -43,24 +45,34 @@ class Connection(H11Protocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._arriving_s: float | None = time.monotonic()  # since when a request is incomplete
+        self.heard_s = time.monotonic()  # when it last said something
+        self._arriving_s: float | None = self.heard_s  # since when a request is incomplete
         self._unread_bytes = 0
         self._unread_s = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin, where there is room."""
         super().connection_made(transport)
-        if len(self.connections) > self.bounds.connections_max:
+        if len(self.connections) > self.bounds.connections_max and not make_room(
+            self.connections, self
+        ):
             transport.write(_FULL)
             transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Read on; note whether the request is whole now."""
+        self.heard_s = time.monotonic()
         if self._arriving_s is None:
-            self._arriving_s = time.monotonic()
+            self._arriving_s = self.heard_s
         super().data_received(data)
         if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
             self._arriving_s = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is the client's turn: to begin a request, or to say the rest of its head."""
+        answered = self.cycle is None or self.cycle.response_complete
+        return answered and not self.transport.get_write_buffer_size()
 
     def sweep(self, now_s: float) -> None:
         """End the connection where its client is too slow."""
@@ -71,6 +83,17 @@ class Connection(H11Protocol):
         stalled = now_s - self._unread_s > bounds.unread_stall_s
         if stalled or (arriving_s is not None and now_s - arriving_s > bounds.request_s):
             self.transport.abort()
+
+
+def make_room(connections: set[Any], newest: object = None) -> bool:
+    """End the connection that was quiet longest; tell whether there was one to end."""
+    waiting = [other for other in connections if other is not newest and other.waits]
+    if not waiting:
+        return False
+    quietest = min(waiting, key=lambda other: other.heard_s)
+    connections.discard(quietest)  # as uvicorn will, when it hears of it
+    quietest.transport.abort()
+    return True
 
 
 class _Uvicorn(uvicorn.Server):
@@ -92,8 +115,9 @@ class _Uvicorn(uvicorn.Server):
                 server_state=self.server_state,
                 app_state=self.lifespan.state,
             )
+            connections = self.server_state.connections
             for listener in sockets:
-                self._door.open(listener, make, self.server_state.connections)
+                self._door.open(listener, make, connections, partial(make_room, connections))
         self.listening.set()
 
     @contextlib.contextmanager

@@ -62,13 +62,20 @@ class TlsDoor:
         # Connections in their handshake, the oldest first.
         self.pending: Final[dict[asyncio.Task[None], None]] = {}
 
-    def open(self, listener: socket.socket, make: Make, connections: Sized) -> None:
+    def open(
+        self,
+        listener: socket.socket,
+        make: Make,
+        connections: Sized,
+        make_room: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Take connections from now on; ``make`` returns the protocol of one that is secure.
 
-        ``connections`` are those that are over their handshake.
+        ``connections`` are those that are over their handshake, of which ``make_room`` ends one
+        that can be spared, where there is one.
         """
         listener.listen(BACKLOG)
-        accepting = self._accept(listener, make, connections)
+        accepting = self._accept(listener, make, connections, make_room)
         self._accepting = asyncio.get_running_loop().create_task(accepting)
 
     def reload(self, live: LiveSettings) -> None:
@@ -86,7 +93,7 @@ class TlsDoor:
         for handshake in self.pending:
             handshake.cancel()
 
-    def _make_room(self) -> bool:
+    def _end_oldest(self) -> bool:
         """End the oldest handshake; tell whether there was one."""
         oldest = next(iter(self.pending), None)
         if oldest is None:
@@ -95,7 +102,13 @@ class TlsDoor:
         oldest.cancel()
         return True
 
-    async def _accept(self, listener: socket.socket, make: Make, connections: Sized) -> None:
+    async def _accept(
+        self,
+        listener: socket.socket,
+        make: Make,
+        connections: Sized,
+        make_room: Callable[[], bool],
+    ) -> None:
         loop = asyncio.get_running_loop()
         with listener:  # closed with the task, when the loop does not wait for it any more
             while True:
@@ -107,7 +120,7 @@ class TlsDoor:
                         await asyncio.sleep(ACCEPT_AGAIN_S)
                     continue
                 full = len(connections) + len(self.pending) >= self._connections_max
-                if full and not self._make_room():
+                if full and not (self._end_oldest() or make_room()):
                     accepted.close()
                     continue
                 handshake = loop.create_task(self._shake_hands(accepted, make))

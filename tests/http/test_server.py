@@ -169,19 +169,36 @@ async def test_a_client_that_does_not_read_ends_and_gives_back_what_it_held(
         assert (status, got) == (200, value)
 
 
-async def test_connections_are_bounded(node: NodeProcess, serving: Any) -> None:
+async def test_connections_are_bounded(node: NodeProcess, serving: Any, place: Estate) -> None:
     async with (
         serving(node, "scores", connections_max=1) as server,
         connected(server.port) as (reader, writer),
     ):
-        writer.write(GET % b"Tom")
-        assert (await answer(reader))[0] == 200
+        writer.write(GET % b"gate-bounded")
+        await until(lambda: place.loads("gate-bounded"))
         async with connected(server.port) as (other, _):
             status, headers, _ = await answer(other)
             assert (status, headers["retry-after"]) == (503, "1")
             await ended(other)
+        place.open_gate("gate-bounded")
+        assert (await answer(reader))[0] == 200
+
+
+async def test_who_says_nothing_keeps_out_nobody(node: NodeProcess, serving: Any) -> None:
+    async with (
+        serving(node, "scores", connections_max=3) as server,
+        connected(server.port) as (silent, _),
+        connected(server.port) as (half, half_writer),
+        connected(server.port) as (reader, writer),
+    ):
+        half_writer.write(GET[:10])
         writer.write(GET % b"Tom")
         assert (await answer(reader))[0] == 200
+        assert (await asked(server.port, GET % b"Tom"))[0] == 200
+        await ended(silent)  # which was quiet longest
+        writer.write(GET % b"Tom")
+        assert (await answer(reader))[0] == 200
+        assert not half.at_eof()
 
 
 async def test_a_drain_finishes_what_is_under_way_and_closes(
