@@ -126,6 +126,8 @@ class NodeMapping:
         with _counting:
             slot = _slots.get((counters, index))
             if slot is None:
+                if not any(increments):
+                    return  # slots are few: a process takes one when it has something to count
                 slot = _slots[counters, index] = counters.claim(index)
             slot.add(increments)
 

@@ -61,6 +61,17 @@ def test_shards_are_mapped_once_and_data_cannot_be_written(about: NodeDescriptio
     mapping.close()
 
 
+def test_who_has_nothing_to_count_takes_no_slot(about: NodeDescription) -> None:
+    mapping = NodeMapping(about)
+    claimed = mapping.counters()._claimed
+    before = set(claimed)
+    mapping.count("alevel0", (0, 0, 0))
+    assert claimed == before
+    mapping.count("alevel0", (0, 1))
+    assert len(claimed) == len(before) + 1
+    mapping.close()
+
+
 def test_two_mappings_count_into_one_slot_and_a_fork_into_its_own(
     about: NodeDescription,
 ) -> None:
