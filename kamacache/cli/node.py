@@ -39,6 +39,7 @@ from kamacache.node.settings import (
     NodeSettings,
     from_layers,
     read_file,
+    source_of,
 )
 from kamacache.rundir.context import EXIT_CONFIG, EXIT_ROLE
 
@@ -230,12 +231,15 @@ def _settings(
     inherited: InheritedSocket | None,
 ) -> NodeSettings:
     """Return the node that flags, environment and file describe now; raises `ConfigError`."""
+    file = read_file(path) if path else {}
     try:
-        return from_layers(flags, environment, read_file(path) if path else {}, inherited)
+        return from_layers(flags, environment, file, inherited)
     except ConfigError as error:
-        if path is None or path in str(error) or "config file" not in str(error):
+        text, setting = str(error), error.setting or ""
+        in_file = "config file" in text or source_of(setting, flags, environment, file) == "file"
+        if path is None or path in text or not in_file:
             raise
-        raise ConfigError(f"{error} (it is {path})", setting=error.setting) from error
+        raise ConfigError(f"{text} (config file {path})", setting=setting) from error
 
 
 def _say(line: str) -> None:

@@ -40,6 +40,7 @@ WORKERS_DEFAULT_MAX: Final = 8
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LOG_FORMATS: Final = ("console", "json")
 _NONE: Final = ("", "none")
+_GID_NONE: Final = 2**32 - 1  # (gid_t) -1 is "let the group be", chown(2)
 _HTTP_PACKAGES: Final = ("starlette", "uvicorn")
 
 
@@ -116,7 +117,7 @@ def _path(name: str, value: Any) -> str | None:
 
 
 def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or "\0" in value:
         raise _bad(name, value, "give text")
     return value
 
@@ -280,7 +281,12 @@ def _file_groups(file: Mapping[str, Any]) -> dict[str, Fields]:
         raise ConfigError(
             "groups in the config file: write a table [groups.NAME] for each", setting="groups"
         )
-    return {name: group_fields(name, table) for name, table in tables.items()}
+    try:
+        return {name: group_fields(name, table) for name, table in tables.items()}
+    except ConfigError as error:
+        raise ConfigError(
+            f"in the config file, {error}", setting=error.setting, value=error.value
+        ) from error
 
 
 def _listen(values: Mapping[str, Any]) -> Address | None:
@@ -313,7 +319,7 @@ def group_id(group: str | None) -> int | None:
     """Return the number of a Unix group, given by name or number; raises `ConfigError`."""
     if not group:
         return None
-    if group.isdecimal():
+    if group.isdecimal() and int(group) < _GID_NONE:
         return int(group)
     try:
         return grp.getgrnam(group).gr_gid

@@ -79,6 +79,17 @@ def test_wrong_variable_exits_78() -> None:
     assert "KAMACACHE_FRONTS" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "text", ["listen = 'nowhere'", "[groups.a]\ncache_bytes = ['1MiB']", "log_level = 7"]
+)
+def test_what_is_wrong_in_the_file_is_told_with_the_files_name(short_dir: Path, text: str) -> None:
+    config = short_dir / "node.toml"
+    config.write_text(text)
+    with NodeProcess(short_dir / "run", "--config", str(config)) as node:
+        assert node.await_end() == 78
+        assert f"(config file {config})" in node.log
+
+
 def test_file_and_environment_make_a_node(short_dir: Path) -> None:
     config = short_dir / "node.toml"
     config.write_text(

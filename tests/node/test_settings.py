@@ -87,7 +87,8 @@ def test_unknown_key_is_refused_with_the_nearest_known_one(file_of: FileOf) -> N
         ("log_level = 'loud'", "log_level"),
         ("groups = 3", "groups"),
         ("[groups]\na = 3", "groups"),
-        ("[groups.a]\nttl = 'soon'", "ttl"),
+        ("[groups.a]\nttl = 'soon'", "in the config file, group 'a': ttl"),
+        ('tokens = "/etc/a\\u0000b"', "tokens in the config file"),
         ("group = 'a'", "NAME:SIZE"),
         ("not toml", "not TOML"),
     ],
@@ -244,4 +245,7 @@ def test_http_without_its_packages_names_the_extra(monkeypatch: pytest.MonkeyPat
 def test_unknown_socket_group_is_refused() -> None:
     with pytest.raises(ConfigError, match="no such group"):
         settings(socket_group="no-such-group-here")
+    for number in (2**32 - 1, 10**20):
+        with pytest.raises(ConfigError, match="no such group"):
+            settings(socket_group=str(number))
     assert settings(socket_group=str(os.getgid())).socket_gid == os.getgid()
