@@ -22,6 +22,7 @@ class Farewell(msgspec.Struct, frozen=True, kw_only=True):
     unheard: list[str]  # nodes that have not acknowledged all that this worker wrote
     since_ms: dict[str, int]  # by node: from when on all that was written is told, or owed
     left_ms: dict[str, int]  # nodes that left the cluster, and when
+    lives: dict[str, str] = {}  # by node: the id of the memory that was told
 
 
 def farewell_path(shm_dir: str, worker: int) -> Path:

@@ -103,6 +103,7 @@ class PeerLink:
         *,
         clock: Callable[[], int],
         on_change: Callable[[PeerLink], None],
+        on_greeted: Callable[[PeerLink], None] = lambda link: None,
         breaker: Breaker | None = None,
         invalidations: InvalidationQueue | None = None,
         life: str = "",
@@ -111,10 +112,11 @@ class PeerLink:
     ) -> None:
         """Make it; `start` dials.
 
-        ``clock`` returns a fresh version. ``on_change`` is called when `usable`, `up` or `settled`
-        has changed. ``invalidations`` and ``life`` are those of an earlier link to the address
-        (`hand_over`). ``dial`` returns a new channel to an address. ``meters`` are
-        this peer's in this worker; None: as in a test.
+        ``clock`` returns a fresh version. ``on_change`` is called when `usable`, `up`, or `settled`
+        has changed, ``on_greeted`` when the peer has said which `life` it is of.
+        ``invalidations`` and ``life`` are those of an earlier link to the address (`hand_over`).
+        ``dial`` returns a new channel to an address. ``meters`` are this peer's in this worker;
+        None: as in a test.
         """
         self.address: Final = address
         self.settled = False  # the first try has ended, either way
@@ -124,6 +126,7 @@ class PeerLink:
         self._loop: Final = loop
         self._clock: Final = clock
         self._on_change: Final = on_change
+        self._on_greeted: Final = on_greeted
         self._dial: Final = dial
         self._breaker: Final = breaker or Breaker()
         self._invalidations = invalidations or InvalidationQueue(clock)
@@ -200,6 +203,11 @@ class PeerLink:
             proving.renewed(outcome)
         if proving is self._greeting.proving and proving.revoked:
             self._fail("the peer does not know the new secret, and the old one is gone")
+
+    @property
+    def life(self) -> str:
+        """The id of the memory that was greeted last, "" where none was."""
+        return self._life
 
     @property
     def pending_invalidations(self) -> int:
@@ -417,6 +425,7 @@ class PeerLink:
             # wrote while they stood in for it, before anyone reads there again.
             self._returning = self._loop.call_later(PEER_RETURN_S, self._returned)
         self._life = welcome.node_id
+        self._on_greeted(self)
         self._draining = welcome.draining or any(type(reply) is Draining for reply in more)
 
     def _returned(self) -> None:

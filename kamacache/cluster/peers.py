@@ -58,6 +58,8 @@ class Link(Protocol):
     @property
     def settled(self) -> bool: ...
     @property
+    def life(self) -> str: ...
+    @property
     def pending_invalidations(self) -> int: ...
     def start(self) -> None: ...
     async def close(self) -> None: ...
@@ -103,6 +105,8 @@ class Peers:
         # From when on all that was written is told to a node, or is still in its link's queue.
         self._since_ms: dict[str, int] = {}
         self._since_before: Final = {} if farewell is None else farewell.since_ms
+        # Whose memory that is told to: a node of that name may run elsewhere, or begin anew.
+        self._lives: Final = {} if farewell is None else dict(farewell.lives)
         self._left_ms: dict[str, int] = {} if farewell is None else dict(farewell.left_ms)
         # Links to nodes that left. Should one come back with its memory, it must drop what was
         # written meanwhile: so these links still collect it.
@@ -161,6 +165,7 @@ class Peers:
         for address in [*self._departed][:-PEERS_DEPARTED_MAX]:
             del self._departed[address]
             self._since_ms.pop(address, None)
+            self._lives.pop(address, None)
 
     def _note_begun(self, address: str, *, first: bool) -> None:
         """Take note of how far back this worker knows what a node is to be told."""
@@ -194,11 +199,12 @@ class Peers:
             {link.address for link in self.links if not link.up or link.pending_invalidations}
         )
 
-    def told(self, address: str, away_ms: int, members: Collection[str]) -> int:
+    def told(self, address: str, away_ms: int, members: Collection[str], life: str) -> int:
         """Tell whether a node that was away knows all that this worker wrote meanwhile.
 
         ``members`` are those that it asks, itself included: a node that it does not ask must not
-        have been one of ours since it left.
+        have been one of ours since it left. ``life`` is the id of its memory: what another one of
+        its name was told, it does not know.
         """
         since_ms = self._clock_ms() - away_ms - WARM_MARGIN_MS
         if any(left > since_ms and who not in members for who, left in self._left_ms.items()):
@@ -209,7 +215,7 @@ class Peers:
         if self._since_ms[address] > since_ms:
             return TOLD_NEVER
         others = [a for a in self._links if a and a not in members]
-        if others or not link.up or link.pending_invalidations:
+        if others or not link.up or link.life != life or link.pending_invalidations:
             return TOLD_NOT_YET
         return TOLD_WATCHED if self._began_ms <= since_ms else TOLD_ALL
 
@@ -223,6 +229,7 @@ class Peers:
             unheard=behind,
             since_ms={a: since for a, since in self._since_ms.items() if a in current},
             left_ms=self._left_ms,
+            lives={a: life for a, life in self._lives.items() if a in current},
         )
 
     def link_changed(self, link: Link) -> None:
@@ -236,6 +243,18 @@ class Peers:
             if usable:
                 # It, or we, were away: the next on the ring may have stood in meanwhile.
                 self._handoff_until_s = self._clock_s() + self._handoff_s
+
+    def greeted(self, link: Link) -> None:
+        """Take note of whose memory is told from now on; for the links to call.
+
+        What another one was told, this one may not know.
+        """
+        if self._links.get(link.address) is not link:
+            return
+        before = self._lives.get(link.address)
+        self._lives[link.address] = link.life
+        if before is not None and before != link.life:
+            self._since_ms[link.address] = self._clock_ms()
 
     def _changed(self) -> None:
         self.sweep_at_s = self._clock_s() + self._handoff_s

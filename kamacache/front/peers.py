@@ -446,9 +446,19 @@ class PeerStream:
     async def _least_told(self, request: Told) -> Reply:
         """Ask all workers: each of them has a link of its own to who asks."""
         shards = range(self._servicer.about.workers)
-        about = request.peer, request.away_ms, request.members
         parts = [
-            (shard, like(request, Told(peer=about[0], away_ms=about[1], members=about[2])))
+            (
+                shard,
+                like(
+                    request,
+                    Told(
+                        peer=request.peer,
+                        away_ms=request.away_ms,
+                        members=request.members,
+                        life=request.life,
+                    ),
+                ),
+            )
             for shard in shards
         ]
         replies = await self._ask_each(parts)

@@ -163,6 +163,7 @@ class Told(Request, tag=14, kw_only=True, gc=False):
     peer: str  # who asks
     away_ms: int
     members: list[str]  # of the cluster as far as who asks knows, itself included
+    life: str = ""  # whose memory is asked about: the id in the asker's `Hello`
 
 
 class FlushPeers(Request, tag=15, kw_only=True, gc=False):

@@ -107,10 +107,12 @@ class ClusterMember:
 
     def unsettled(self, unsettled: Unsettled, handlers: Handlers) -> Settling:
         """Refuse requests until it is settled what of the shards may be served."""
-        return Settling(unsettled, self._farewell, self.peers, self._groups, handlers)
+        life = self._end.node_id
+        return Settling(unsettled, life, self._farewell, self.peers, self._groups, handlers)
 
     def _told(self, request: Told, asker: Asker) -> Reply:
-        return Done(request.id, self.peers.told(request.peer, request.away_ms, request.members))
+        said = self.peers.told(request.peer, request.away_ms, request.members, request.life)
+        return Done(request.id, said)
 
     async def start(self) -> None:
         """Return when each peer was reached or was not; then follow the membership."""
@@ -180,6 +182,7 @@ class ClusterMember:
             self._loop,
             clock=self._clock,
             on_change=self.peers.link_changed,
+            on_greeted=self.peers.greeted,
             invalidations=queue,
             life=life,
             dial=self._dial,

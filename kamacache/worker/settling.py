@@ -62,12 +62,14 @@ class Settling:
     def __init__(
         self,
         unsettled: Unsettled,
+        life: str,
         farewell: Farewell | None,
         peers: Peers,
         groups: dict[str, HostedGroup],
         handlers: Handlers,
     ) -> None:
-        """Refuse requests from now on."""
+        """Refuse requests from now on. ``life`` is the id of the memory that was kept."""
+        self._life: Final = life
         self._unsettled: Final = unsettled
         self._farewell: Final = farewell
         self._peers: Final = peers
@@ -140,7 +142,12 @@ class Settling:
 
     def _ask(self, link: Link) -> None:
         away_ms = boottime_ms() - self._unsettled.left_ms
-        request = Told(peer=self._peers.own, away_ms=away_ms, members=sorted(self._members))
+        request = Told(
+            peer=self._peers.own,
+            away_ms=away_ms,
+            members=sorted(self._members),
+            life=self._life,
+        )
         request.flags = PEEK  # which a link takes whose other end does not serve yet either
         self._asking.add(link.address)
         done = partial(self._answered, link.address, self._members)

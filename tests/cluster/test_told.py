@@ -32,6 +32,7 @@ class FakeLink:
         self.usable = self.up = self.settled = True
         self.pending_invalidations = 0
         self.flushes = 0
+        self.life = ""
 
     def start(self) -> None: ...
 
@@ -68,8 +69,12 @@ class Node:
         members = tuple(Member(name) for name in ("a:1", *names))
         self.peers.update(Membership(number=self.number, own="a:1", members=members))
 
-    def told(self, away_ms: int, members: tuple[str, ...] = ALL) -> int:
-        return self.peers.told("b:1", away_ms, members)
+    def told(self, away_ms: int, members: tuple[str, ...] = ALL, life: str = "") -> int:
+        return self.peers.told("b:1", away_ms, members, life)
+
+    def greeted(self, life: str) -> None:
+        self.links["b:1"].life = life
+        self.peers.greeted(cast(Link, self.links["b:1"]))
 
 
 @pytest.fixture
@@ -149,10 +154,30 @@ def test_a_successor_goes_on_where_a_worker_ended_in_order(node: Node, tmp_path:
     assert successor.told(50_000, (*ALL, "d:1")) == TOLD_ALL  # others may have come and gone
     assert successor.told(50_000) == TOLD_NEVER  # d was there
     successor.know("b:1", "c:1", "e:1")  # of this one the worker before knew nothing
-    assert successor.peers.told("e:1", 2_000, (*ALL, "e:1")) == TOLD_NEVER
+    assert successor.peers.told("e:1", 2_000, (*ALL, "e:1"), "") == TOLD_NEVER
     killed = Node(tmp_path / "owed.2", None, now_ms=103_000)
     killed.know("b:1", "c:1")
     assert killed.told(50_000) == TOLD_NEVER
+
+
+def test_what_another_node_of_that_name_was_told_counts_for_nothing(
+    node: Node, tmp_path: Path
+) -> None:
+    node.greeted("first")
+    assert node.told(1_000, life="first") == TOLD_WATCHED
+    assert node.told(1_000, life="second") == TOLD_NOT_YET  # our link is to the first still
+    node.greeted("second")  # at the same address: of another run directory, or host
+    node.now_ms += 5_000
+    node.greeted("first")
+    node.now_ms += 5_000
+    assert node.told(4_000, life="first") == TOLD_NEVER  # not even beside the margin
+    assert node.told(3_000, life="first") == TOLD_WATCHED
+
+    node.greeted("second")
+    successor = Node(tmp_path / "owed.1", node.peers.farewell(), now_ms=node.now_ms + 5_000)
+    successor.know("b:1", "c:1")
+    successor.greeted("first")
+    assert successor.told(6_000, life="first") == TOLD_NEVER
 
 
 def test_what_was_not_told_at_the_end_is_owed(node: Node, tmp_path: Path) -> None:

@@ -88,6 +88,10 @@ class DirectLink:
         return self._usable
 
     @property
+    def life(self) -> str:
+        return ""
+
+    @property
     def pending_invalidations(self) -> int:
         return len(self._queue)
 
