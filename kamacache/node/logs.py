@@ -10,7 +10,8 @@ Each line says from where it comes, whoever logged it::
 
 *Invariants*: a line is one line, whatever is in it, and at most `LOG_LINE_BYTES_MAX` (a traceback
 on the console aside, which has several). Both libraries go by the root logger's level, so that a
-reload changes one number. A logger's own fields never stand in for these four.
+reload changes one number. A logger's own fields never stand in for these four, nor for level,
+event, logger and timestamp.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ Event = MutableMapping[str, Any]
 _TAILS: Final = ("exception", "stack")  # of which the end says most
 _OWN: Final = ("node", "role", "shard", "pid")
 _FIRST: Final = ("timestamp", "level", "event", "logger", *_OWN)
+_STRUCTLOG: Final = ("event", "_record", "_from_structlog")  # there before any field of a caller
+_TAKEN: Final = frozenset((*_FIRST, *_STRUCTLOG))
+_OF_A_RECORD: Final = frozenset(
+    (*logging.makeLogRecord({}).__dict__, "message", "asctime", "taskName")
+)
 
 log = logging.getLogger("kamacache.node")
 
@@ -57,9 +63,9 @@ def configure_logs(
     _whose.update(node=node, role=role, shard=shard)
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
+        _set_aside,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
-        structlog.stdlib.ExtraAdder(),
         _with_whose,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
@@ -125,9 +131,23 @@ def relabel_logs(node: str) -> None:
     _whose["node"] = node
 
 
+def _set_aside(logger: object, method: str, event: Event) -> Event:
+    """Give another name to what the caller calls like a field of ours, and add a record's extra.
+
+    Not structlog's ExtraAdder: a field called "event" or "_record" there takes the place of ours.
+    """
+    record = event.get("_record")
+    if not isinstance(record, logging.LogRecord):  # a line of structlog's
+        record = None
+    ours = {name: event[name] for name in (_STRUCTLOG if record else ("event",)) if name in event}
+    theirs = {name: value for name, value in event.items() if name not in ours}
+    if record:
+        theirs |= {k: v for k, v in record.__dict__.items() if k not in _OF_A_RECORD}
+    return {**{f"{k}_" if k in _TAKEN else k: v for k, v in theirs.items()}, **ours}
+
+
 def _with_whose(logger: object, method: str, event: Event) -> Event:
-    told = {f"{name}_" if name in _OWN else name: value for name, value in event.items()}
-    return {**told, **_whose, "pid": os.getpid()}
+    return {**event, **_whose, "pid": os.getpid()}
 
 
 # -- rendering -----------------------------------------------------------------------------

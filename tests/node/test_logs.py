@@ -73,6 +73,18 @@ def test_fields_of_a_line_do_not_hide_whose_it_is() -> None:
     assert (line["node"], line["node_"], line["pid_"]) == ("n:1", "other", 1)
 
 
+def test_fields_of_a_line_do_not_stand_in_for_what_it_says() -> None:
+    theirs = {"level": "mine", "logger": "me", "timestamp": "now", "_record": 7}
+    standard, structured = lines(
+        f"theirs = {theirs!r}\n"
+        "log.info('x', extra={'event': 'y', **theirs})\nstruct.info('x', **theirs)"
+    )
+    assert standard.pop("event_") == "y"
+    for line, name in ((standard, "std"), (structured, "structured")):
+        assert (line["event"], line["level"], line["logger"]) == ("x", "info", name)
+        assert {key: line[f"{key}_"] for key in theirs} == theirs
+
+
 def test_an_apps_own_configuration_is_undone_and_its_other_handlers_stay() -> None:
     program = """
 import logging.config, io
