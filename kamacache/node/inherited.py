@@ -76,12 +76,12 @@ def take_inherited(environment: MutableMapping[str, str] = os.environ) -> Inheri
             f"{count} sockets were passed{names}; the node takes one, for HTTP: one ListenStream= "
             "in the socket unit, and no other socket unit for this service",
         )
-    os.set_inheritable(FD_FIRST, False)
     return InheritedSocket(FD_FIRST, _listening(FD_FIRST))
 
 
 def _listening(fd: int) -> Address:
     try:
+        os.set_inheritable(fd, False)
         if not stat.S_ISSOCK(os.fstat(fd).st_mode):
             raise _refused(fd, "what was passed is not a socket; write ListenStream=HOST:PORT")
         passed = socket.socket(fileno=fd)

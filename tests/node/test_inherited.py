@@ -99,6 +99,19 @@ def test_what_cannot_serve_http_is_refused_with_the_remedy(bound: Bound, tmp_pat
         assert "not a socket" in taken(file.fileno())
 
 
+def test_a_descriptor_that_is_not_there_is_refused() -> None:
+    begin = "import os\nos.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1')"
+    done = subprocess.run(
+        [sys.executable, "-c", begin + TAKE],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert "descriptor 3 cannot be used: Bad file descriptor" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize(
     "variables",
     [
