@@ -80,8 +80,8 @@ class Tokens:
         data = read_bounded("tokens", path, secret=True)
         try:
             tables = tomllib.loads(data.decode("utf-8"))
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            where = str(error) if isinstance(error, tomllib.TOMLDecodeError) else "not UTF-8"
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+            where = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
             raise _bad(path, f"it is no TOML ({_place(where)})") from None
         found = tables.get("token")
         if set(tables) - {"token"} or not isinstance(found, list):

@@ -95,6 +95,7 @@ def test_every_token_is_compared_whichever_is_found(
         (f'[[token]]\nname = "{SECRET}', "no TOML"),
         (f"[[token]]\n{SECRET}", "no TOML"),
         (b"\xff\xfe", "no TOML"),
+        ("token = " + "[" * 100_000, "no TOML"),
         (one(name=""), "needs a name"),
         (one(name='"two words"'), "needs a name"),
         (one(name=f'"{"n" * 65}"'), "needs a name"),
