@@ -182,6 +182,7 @@ def test_nodes_read_and_write_over_tls_and_rotate_all_under_traffic(
         node.stop()
 
 
+@pytest.mark.soak  # `tests/cluster/test_channel.py` shows each refusal in a second
 def test_nodes_that_the_others_must_not_trust_stay_out_and_it_is_told_why(
     make_cluster: MakeCluster, pki: Pki, wait_until: WaitUntil, tmp_path: Path
 ) -> None:
