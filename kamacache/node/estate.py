@@ -29,7 +29,7 @@ from kamacache.node.address import Address, hold_port
 from kamacache.node.exits import NodeEndError
 from kamacache.node.settings import NodeSettings
 from kamacache.node.space import check_space, mib
-from kamacache.rundir.cleaning import clean_epoch, clean_stale, remove_epoch_folder
+from kamacache.rundir.cleaning import clean_epoch, clean_stale, note_kept, remove_epoch_folder
 from kamacache.rundir.context import EXIT_ROLE, Unsettled
 from kamacache.rundir.control import CONTROL_BYTES, ControlWriter
 from kamacache.rundir.counters import Counters, counters_bytes, create_counters, open_counters
@@ -303,6 +303,7 @@ class Estate:
         """Leave the shards, and nothing else of the epoch."""
         about = self.description
         try:
+            note_kept(self._run_dir, about.shm_dir)
             keep_shards(about, members, left_ms)
         except OSError as error:
             log.warning("the shards cannot be kept for the next node", why=str(error))

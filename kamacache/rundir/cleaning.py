@@ -14,11 +14,14 @@ import os
 import shutil
 import threading
 from pathlib import Path
+from typing import Final
 
 from kamacache.errors import NodeUnavailableError
 from kamacache.rundir.control import end_serving
 from kamacache.rundir.description import read_description
 from kamacache.rundir.layout import EPOCH_NAME, RunDir, SupervisorLock
+
+PATH_BYTES_MAX: Final = 4_096
 
 # POSIX locks do not tell the threads of a process apart: both the role's loop and its watching
 # thread may find the supervisor dead, and the second must not unlink a successor's lock.
@@ -30,7 +33,7 @@ def clean_stale(run_dir: RunDir, shm_root: str | os.PathLike[str], *, but: str =
 
     Only for the holder of the `SupervisorLock`, before it makes its own epoch.
     """
-    bases = {run_dir.shm_base(shm_root)}
+    bases = {run_dir.shm_base(shm_root), *_kept_elsewhere(run_dir, shm_root)}
     with contextlib.suppress(NodeUnavailableError):  # no node.json hides another shm root only
         left = Path(read_description(run_dir).shm_dir)
         if left.parent.name == run_dir.shm_base(shm_root).name:
@@ -50,6 +53,7 @@ def clean_epoch(run_dir: RunDir, epoch: str, shm_dir: str | os.PathLike[str]) ->
     remove_epoch_folder(Path(shm_dir))
     with contextlib.suppress(OSError):  # not empty: another epoch is there
         Path(shm_dir).parent.rmdir()
+    run_dir.kept_path.unlink(missing_ok=True)
     remove_epoch_folder(run_dir.sockets_dir(epoch))
 
 
@@ -78,6 +82,30 @@ def remove_epoch_folder(path: Path) -> bool:
         return False
     shutil.rmtree(path, ignore_errors=True)
     return True
+
+
+def note_kept(run_dir: RunDir, shm_dir: str | os.PathLike[str]) -> None:
+    """Let the next node know where shards are left; raises OSError.
+
+    One with another shm root throws them away: while it runs they grow old, and a later node with
+    the root of before would take them for the latest.
+    """
+    fresh = run_dir.kept_path.with_name("kept.new")
+    fresh.write_bytes(os.fsencode(Path(shm_dir).parent))
+    fresh.replace(run_dir.kept_path)
+
+
+def _kept_elsewhere(run_dir: RunDir, shm_root: str | os.PathLike[str]) -> set[Path]:
+    """Return the folder that a node with another shm root left; {}: there is none."""
+    here = run_dir.shm_base(os.path.realpath(shm_root))
+    with contextlib.suppress(OSError, ValueError):
+        left = Path(os.fsdecode(run_dir.kept_path.read_bytes()[:PATH_BYTES_MAX]))
+        if left == here:
+            return set()
+        run_dir.kept_path.unlink()
+        if left.is_absolute() and left.name == here.name:
+            return {left}
+    return set()
 
 
 def _unpublish(run_dir: RunDir, epoch: str) -> None:

@@ -70,6 +70,11 @@ class RunDir:
         """The file that says what runs here."""
         return self.path / "node.json"
 
+    @property
+    def kept_path(self) -> Path:
+        """The file that says in which shm root the last node left its shards."""
+        return self.path / "kept"
+
     def sockets_dir(self, epoch: str) -> Path:
         """The folder of the workers' sockets."""
         return self.path / epoch

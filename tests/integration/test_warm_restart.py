@@ -230,6 +230,29 @@ def test_other_count_of_workers_starts_cold_and_says_so(warm: Warm) -> None:
     assert files_below(warm.run_dir, warm.shm) == []  # a node that is not to, leaves nothing
 
 
+def test_other_shm_folder_frees_what_was_kept_so_that_it_never_comes_back(warm: Warm) -> None:
+    warm.start().await_ready()
+    warm.put({"key": "before"})
+    first, other = warm.shm, warm.shm.with_name(f"{warm.shm.name}-other")
+    other.mkdir()
+    try:
+        warm.stop()
+        warm.shm = other
+        warm.start().await_ready()
+        assert not list(first.glob("*/*"))
+        assert warm.found(["key"]) == {}
+        warm.put({"key": "after"})
+        warm.stop()
+        warm.shm = first
+        warm.start().await_ready()
+        assert warm.found(["key"]) == {}  # and not what the second node replaced
+        assert not list(other.glob("*/*"))
+        warm.stop(signal.SIGINT)
+        assert files_below(warm.run_dir, first, other) == []
+    finally:
+        shutil.rmtree(other, ignore_errors=True)
+
+
 def test_node_that_did_not_end_in_order_leaves_nothing(warm: Warm) -> None:
     node = warm.start()
     node.await_ready()
