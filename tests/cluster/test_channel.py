@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -48,8 +49,9 @@ async def peer(files: SecurityFiles | None) -> AsyncIterator[str]:
 async def why_not(dialler: Dialler, address: str) -> str | None:
     """Return what is said of a node that cannot be linked to, None where it can."""
     async with dialler(address) as channel:
+        check: Any = channel.unary_unary(f"/{HEALTH_NAME}/Check")
         try:
-            await channel.unary_unary(f"/{HEALTH_NAME}/Check")(b"", timeout=DEADLINE_S)
+            await check(b"", timeout=DEADLINE_S)
         except grpc.aio.AioRpcError as error:
             trouble = why_no_handshake(error.details() or "", tls=dialler.tls)
             return str(error) if trouble is None else trouble.what
