@@ -264,9 +264,16 @@ GROUPS: Final = (
     ),
     _group("misses_total", "counter", "Gets for which a worker was asked.", lambda g: g.misses),
     _group(
+        "peer_hits_total",
+        "counter",
+        "Keys that other nodes asked for and a front found in the shards; not in gets or hits.",
+        lambda g: g.peer_hits,
+    ),
+    _group(
         "worker_hits_total",
         "counter",
-        "Keys that a worker was asked for, by this node or a peer, and found in its shard.",
+        "Keys that a worker was asked for, by this node or a front for a peer, and found in its "
+        "shard.",
         lambda g: g.worker_hits,
     ),
     _group("sets_total", "counter", "Sets of attached processes.", lambda g: g.sets),

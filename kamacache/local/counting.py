@@ -32,19 +32,24 @@ _RENAMED: Final = {  # what a worker says, as single-instance mode says it
 class UnpublishedReads:
     """The hits that a lookup counted and that are not in this process's counter slot yet."""
 
-    __slots__ = ("_counts", "_published")
+    __slots__ = ("_lookup", "_published", "_served")
 
-    def __init__(self, *counts: Callable[[], tuple[int, int, int]]) -> None:
-        """Count from now on what these tell together."""
-        self._counts = counts
+    def __init__(
+        self,
+        lookup: Callable[[], tuple[int, int, int]],
+        served: Callable[[], tuple[int, int, int]] = lambda: (0, 0, 0),
+    ) -> None:
+        """Count from now on what these tell; ``served`` is for other nodes, who count the gets."""
+        self._lookup = lookup
+        self._served = served
         self._published = self.seen()
 
     def seen(self) -> tuple[int, ...]:
-        """Return near, memory and negative hits of this process so far."""
-        return tuple(map(sum, zip(*(counts() for counts in self._counts), strict=True)))
+        """Return near, memory and negative hits of this process so far, then peers' hits."""
+        return *self._lookup(), sum(self._served())
 
     def take(self) -> tuple[int, ...]:
-        """Return near, memory and negative hits since the last time."""
+        """Return the same since the last time."""
         reads = self.seen()
         fresh = tuple(now - before for now, before in zip(reads, self._published, strict=True))
         self._published = reads
@@ -76,7 +81,7 @@ class GroupCounts:
             return
         try:
             self.due_s = time.monotonic() + COUNTER_FLUSH_S
-            hits = reads.take()
+            *hits, peer_hits = reads.take()
             counts, self.fresh = self.fresh, _nothing()
             mapping.count(
                 self._group,
@@ -87,6 +92,7 @@ class GroupCounts:
                     counts["sets"],
                     counts["deletes"],
                     counts["fallback_loads"],
+                    peer_hits,
                 ),
             )
         finally:
@@ -122,12 +128,12 @@ def group_stats(
         "gets": hits + totals["negative_hits"] + totals["socket_gets"],
         "hits": hits,
         "misses": totals["socket_gets"],  # what memory did not answer: a worker was asked
-        **{name: count for name, count in totals.items() if name not in ("gets", "errors")},
+        **{name: count for name, count in totals.items() if name != "gets"},
         **summed,
         "capacity_bytes": sum(arena.geometry.total_bytes for arena in arenas),
         "value_bytes_max": arenas[0].geometry.value_bytes_max,
         # Of this process alone, in the node's present life.
-        "own": dict(zip(_OWN, reads.seen(), strict=True)),
+        "own": dict(zip(_OWN, reads.seen()[:3], strict=True)),
         "near_items": len(near.entries) if near else 0,
         "near_bytes": near.bytes if near else 0,
     }

@@ -245,7 +245,7 @@ class Observer:
             group.misses = hits["socket_gets"]
             group.gets = group.near_hits + group.memory_hits + group.negative_hits + group.misses
             group.sets, group.deletes = hits["sets"], hits["deletes"]
-            group.fallback_loads = hits["fallback_loads"]
+            group.fallback_loads, group.peer_hits = hits["fallback_loads"], hits["peer_hits"]
             for worker in meters:
                 add_loads(group, worker.groups[index])
             for reply in replies:

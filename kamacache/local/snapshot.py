@@ -212,6 +212,7 @@ class GroupInfo(msgspec.Struct, kw_only=True):
     memory_hits: int = 0
     negative_hits: int = 0  # "no such key", out of memory
     misses: int = 0  # asked of a worker
+    peer_hits: int = 0  # keys that peers asked for and a front found in memory; none of the gets
     worker_hits: int = 0  # keys found there; those that peers asked for included
     sets: int = 0
     deletes: int = 0

@@ -40,11 +40,11 @@ COUNTER_NAMES: Final = (
     "sets",
     "deletes",
     "fallback_loads",
-    "errors",
+    "peer_hits",
 )
 SLOT_WORDS: Final = 16
 COUNTERS_MAGIC: Final = int.from_bytes(b"KamaCnts", "little")
-COUNTERS_FORMAT: Final = 1
+COUNTERS_FORMAT: Final = 2
 FOLD_RETRIES_MAX: Final = 1000
 
 _HEADER_GROUPS: Final = 2

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import kamacache
 from tests.cluster_nodes import Cluster, ClusterNode, shared_cluster
 from tests.scraping import Scrape, fresh
 
@@ -27,28 +28,48 @@ def metrics(node: ClusterNode) -> Scrape:
     return fresh(node.run_dir)
 
 
-def test_calls_to_a_peer_are_counted_by_its_address(cluster: Cluster) -> None:
+def test_calls_to_a_peer_are_counted_by_its_address(
+    cluster: Cluster, wait_until: WaitUntil
+) -> None:
     one, two = cluster.nodes
     before = metrics(one)
     keys = [key for key, _ in zip(cluster.keys_of(two, "peer"), range(KEYS), strict=False)]
     for key in keys:
         assert one.group().get(key) == f"v-{key}"
+    with pytest.raises(kamacache.LoadError):
+        one.group().get(cluster.key_of(two, "bad-peer"))
+    # What the worker of one keeps of them is published once a second.
+    puts = "kamacache_shard_mirror_puts_total"
+    wait_until(lambda: metrics(one).of(puts) == before.of(puts) + KEYS, 10)
     after = metrics(one)
 
     def grew(name: str, **labels: str) -> float:
         return after.of(name, **labels) - before.of(name, **labels)
 
-    assert grew("kamacache_fetches_total", group="scores") == KEYS
+    assert grew("kamacache_fetches_total", group="scores") == KEYS + 1
+    assert grew("kamacache_fetch_errors_total", group="scores") == 1
+    assert grew("kamacache_shard_mirror_bytes", group="scores") > KEYS * 20
     assert grew("kamacache_loads_total", group="scores") == 0
     assert grew("kamacache_peer_calls_total", peer=two.address) >= KEYS
     assert grew("kamacache_peer_call_duration_seconds_count", peer=two.address) >= KEYS
-    assert grew("kamacache_peer_call_errors_total", peer=two.address) == 0
+    assert grew("kamacache_peer_call_errors_total", peer=two.address) == 1
+    assert grew("kamacache_peer_call_errors_total", peer=two.address, reason="failure") == 1
     assert after.of("kamacache_peer_links", peer=two.address, state="usable") == one.workers
     assert not after.has("kamacache_peer_links", peer=one.address)
     assert after["kamacache_ring_members"] == 2
     assert after["kamacache_ring_own_share_ratio"] == pytest.approx(0.5, abs=0.05)
     assert after["kamacache_grpc_peer_streams"] == two.workers
-    assert metrics(two).of("kamacache_loads_total", group="scores") >= KEYS
+    told = metrics(two)
+    assert told.of("kamacache_loads_total", group="scores") >= KEYS
+    # What the owner has, it does not load again, and what it is asked for is none of its gets.
+    stored = cluster.key_of(two, "stored")
+    two.group().set(stored, "there")
+    assert one.group().get(stored) == "there"
+    hits = "kamacache_peer_hits_total"
+    wait_until(lambda: metrics(two)[hits] == told[hits] + 1)
+    later = metrics(two)
+    for name in ("kamacache_loads_total", "kamacache_gets_total", "kamacache_hits_total"):
+        assert later[name] == told[name]
 
 
 def test_what_one_node_tells_the_other_has_heard(cluster: Cluster, wait_until: WaitUntil) -> None:

@@ -64,7 +64,7 @@ def test_fold_keeps_the_counts_of_the_dead_and_frees_their_slots(counters: Count
         assert in_child(child) == 0
         counters.fold()
     assert counters.totals(0)["gets"] == 21
-    assert counters.totals(0)["errors"] == 40
+    assert counters.totals(0)["peer_hits"] == 40
     assert counters.fold() == 0  # the living one's slot is not taken from it
 
 
