@@ -75,6 +75,45 @@ def kill(node: NodeProcess, title: str, wait_until: WaitUntil) -> None:
     wait_until(back, 20)
 
 
+def test_every_entry_of_a_shard_is_accounted_for(
+    node: NodeProcess, metrics: Callable[[], Scrape], wait_until: WaitUntil
+) -> None:
+    listen = node.description().listen
+    assert listen is not None
+    # "plain" has 8 MiB. The first of its tests: what a test before wrote would be told in this one.
+    before = metrics()
+    with kamacache.Client([listen]) as client:
+        plain = client.group("plain")
+        plain.set_many({f"brief-{number}": b"x" * 4000 for number in range(300)}, ttl=0.05)
+        for part in range(10):
+            plain.set_many({f"{part}-{number}": b"x" * 4000 for number in range(300)})
+        assert plain.delete("9-299")
+
+    after = before
+
+    def grew(name: str) -> float:
+        return after.of(name, group="plain") - before.of(name, group="plain")
+
+    def told() -> bool:  # each second
+        nonlocal after
+        after = metrics()
+        return grew("kamacache_shard_puts_total") == grew("kamacache_sets_total") == 3300 and (
+            grew("kamacache_shard_deletes_total") == grew("kamacache_deletes_total") == 1
+        )
+
+    wait_until(told, 10)
+    expired = grew("kamacache_shard_expired_total")
+    evicted = grew("kamacache_shard_evictions_total")
+    assert 200 <= expired <= 300
+    assert evicted > 500
+    assert grew("kamacache_shard_items") == 3300 - expired - evicted - 1
+    live, items = (after.of(f"kamacache_shard_{n}", group="plain") for n in ("live_bytes", "items"))
+    assert 4000 * (items - 10) < live < 4200 * items
+    capacity = after.of("kamacache_shard_capacity_bytes", group="plain")
+    assert live < capacity == pytest.approx(8 << 20, rel=0.1)
+    assert after.of("kamacache_shard_mirror_bytes", group="plain") == 0
+
+
 def test_loads_are_counted_exactly_also_when_their_worker_is_killed(
     node: NodeProcess, metrics: Callable[[], Scrape], wait_until: WaitUntil
 ) -> None:
@@ -161,6 +200,38 @@ for pid in children:
         - before.of("kamacache_sets_total", group="plain")
         == 1
     )
+
+
+def test_what_is_under_way_is_told_while_it_is(
+    place: Estate, node: NodeProcess, metrics: Callable[[], Scrape], wait_until: WaitUntil
+) -> None:
+    joined = "kamacache_loads_joined_total"
+    before = metrics()
+    with AttachedProcess(node.run_dir) as one, AttachedProcess(node.run_dir) as two:
+        for app in (one, two):
+            app.ask("scores", "get", "gate-under-way")
+        wait_until(lambda: metrics()[joined] == before[joined] + 1, 10)
+        during = metrics()
+        for name in ("loads_in_flight", "worker_loads_running"):
+            assert during[f"kamacache_{name}"] == 1
+        assert during["kamacache_loads_queued"] == 0
+        connections = "kamacache_worker_connections"
+        assert during[connections] == before[connections] + 2
+        assert during["kamacache_loads_total"] == before["kamacache_loads_total"] + 1
+        place.open_gate("gate-under-way")
+        assert [one.answer(), two.answer()] == [["v-gate-under-way"]] * 2
+    wait_until(lambda: metrics()["kamacache_loads_in_flight"] == 0)
+
+
+def test_reloads_are_counted(
+    node: NodeProcess, metrics: Callable[[], Scrape], wait_until: WaitUntil
+) -> None:
+    def taken() -> float:
+        return metrics().of("kamacache_config_reloads_total", result="taken")
+
+    before = taken()
+    node.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: taken() == before + 1, 10)
 
 
 def test_a_hung_worker_costs_its_own_numbers_of_now_and_no_more(
