@@ -33,6 +33,7 @@ from kamacache.node.stderr import Stderr, StderrHandler
 Event = MutableMapping[str, Any]
 
 _TAILS: Final = ("exception", "stack")  # of which the end says most
+_RENDERED: Final = (*_TAILS, "exc_info")  # on the console with line breaks, as Python does
 _OWN: Final = ("node", "role", "shard", "pid")
 _FIRST: Final = ("timestamp", "level", "event", "logger", *_OWN)
 _STRUCTLOG: Final = ("event", "_record", "_from_structlog")  # there before any field of a caller
@@ -157,6 +158,9 @@ def render_json(logger: object, method: str, event: Event) -> str:
     """Return an event as one line of JSON in ASCII, cut where it is too long."""
     first = [name for name in _FIRST if name in event]
     told = {str(name): _plain(event[name]) for name in dict.fromkeys([*first, *event])}
+    if len(told) > LOG_LINE_BYTES_MAX // LOG_FIELD_CHARS_LEAST:  # to cut each would take long
+        told = dict(list(told.items())[: LOG_LINE_BYTES_MAX // LOG_FIELD_CHARS_LEAST])
+        told["cut"] = True
     while len(line := json.dumps(told)) >= LOG_LINE_BYTES_MAX:
         told["cut"] = True
         texts = {name: v if isinstance(v, str) else json.dumps(v) for name, v in told.items()}
@@ -190,16 +194,17 @@ def _plain(value: Any) -> Any:
 def _printable(logger: object, method: str, event: Event) -> Event:
     """Escape line breaks and what else a terminal would act upon."""
     return {
-        name: value if name in _TAILS else _escaped(value)
+        _escaped(name): value if name in _RENDERED else _escaped(value)
         for name, value in event.items()
         if not (name == "shard" and value is None)
     }
 
 
 def _escaped(value: Any) -> Any:
-    if not isinstance(value, str) or value.isprintable():
+    text = value if isinstance(value, str) else repr(value)  # a table's repr has several lines
+    if text.isprintable():
         return value
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value)
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 # -- what Python would print itself --------------------------------------------------------

@@ -118,7 +118,12 @@ def test_what_python_would_print_is_a_line(program: str) -> None:
 
 
 def test_a_line_on_the_console_is_one_line_without_control_characters() -> None:
-    text = logged("log.info('a\\nb\\x1b[31m', extra={'k': 'c\\u2028d\\re'})", "console")
+    program = """
+class Table:
+    def __repr__(self): return "f\\ng"
+log.info("a\\nb\\x1b[31m", extra={"k": "c\\u2028d\\re", "l\\nm": 1, "table": Table()})
+"""
+    text = logged(program, "console")
     assert text.count("\n") == 1
     assert all(character.isprintable() for character in text.rstrip("\n"))
     assert "role=worker" in text
