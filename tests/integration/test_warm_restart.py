@@ -270,6 +270,7 @@ def test_node_that_did_not_end_in_order_leaves_nothing(warm: Warm) -> None:
     assert files_below(warm.run_dir, warm.shm) == []
 
 
+@pytest.mark.soak
 def test_strange_files_in_a_kept_folder_are_not_taken_over(warm: Warm) -> None:
     warm.start(groups=(GROUP, "other:1MiB")).await_ready()
     warm.put({"key": "value"})
@@ -291,6 +292,7 @@ def test_strange_files_in_a_kept_folder_are_not_taken_over(warm: Warm) -> None:
     elsewhere.unlink()
 
 
+@pytest.mark.soak
 def test_embedded_node_keeps_its_shards_where_it_is_told_to(
     short_dir: Path, shm_root: Path
 ) -> None:
@@ -350,6 +352,7 @@ def test_kill_at_any_moment_leaves_all_or_nothing(warm: Warm, stress_full: bool)
     print(outcomes)  # noqa: T201
 
 
+@pytest.mark.soak
 def test_full_memory_is_an_error_that_says_so_and_loses_nothing(warm: Warm) -> None:
     """More groups than there is room for, beside what is kept; then as before."""
     warm.start().await_ready()
