@@ -101,9 +101,9 @@ class Notifier:
         """Say that a reload has begun; `reloaded` must follow, also where it was refused."""
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
-    def reloaded(self, status: str) -> None:
-        """Say that a reload is over."""
-        self._send("READY=1", _status(status))
+    def reloaded(self) -> None:
+        """Say that a reload is over; how it went is a status of its own, where that has changed."""
+        self._send("READY=1")
 
     def stopping(self) -> None:
         """Say that the node ends."""

@@ -171,7 +171,7 @@ class Reloading:
                 self._next_reload_s = now_s + RELOAD_EVERY_S
                 self._notifier.reloading()
                 self._reload(estate, children, now_s)
-                self._notifier.reloaded(self._teller.status)
+                self._notifier.reloaded()
             else:
                 due_s.append(self._next_reload_s)
         if self._kill_agent is not None:

@@ -252,6 +252,8 @@ def test_the_service_manager_is_told_of_each_reload_and_of_what_was_refused(
     manager.await_told(lambda message: message[0] == "READY=1")  # the node goes on
     manager.await_told(lambda message: "the last reload was refused: log_level" in message[0])
     reloaded.hang_up(log_level="info")
+    again = manager.await_told(lambda message: message[0] == "READY=1")
+    assert not any("refused" in line for line in again)  # it was the one before that was
     manager.await_told(lambda m: m[0].startswith("STATUS=") and "refused" not in m[0])
 
 
