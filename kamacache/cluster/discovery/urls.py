@@ -30,7 +30,8 @@ FORMS: Final = {
     "nacos": "nacos://HOST:PORT,HOST:PORT/SERVICE?namespace=ID&group=NAME",
 }
 _SECRET: Final = re.compile(r"((?:^|[?&])password=)[^&]*", re.IGNORECASE)
-_LOGIN: Final = re.compile(r"//.*@")  # a password may hold anything: rather too much than a part
+# A password may hold anything, and a slash may be missing: rather too much than a part.
+_LOGIN: Final = re.compile(r"(:/*|//).*@", re.DOTALL)
 _NO_PATH: Final = frozenset(("static", "dns"))  # what a list or a name cannot be is no path
 
 
@@ -84,7 +85,7 @@ class Source:
 
 def parse_source(url: str) -> Source:
     """Take a URL apart. Raises `ConfigError` for one that has neither shape."""
-    shown = _LOGIN.sub("//***@", _SECRET.sub(r"\1***", url))
+    shown = _LOGIN.sub(r"\1***@", _SECRET.sub(r"\1***", url))
     scheme, colon, rest = url.strip().partition(":")
     rest, _, query = rest.partition("?")
     bare = Source(shown, scheme.lower(), (), "", {})

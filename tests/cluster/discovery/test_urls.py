@@ -108,6 +108,10 @@ def test_a_refused_url_says_what_is_expected() -> None:
         "redis://u:hush@a:1/x",
         "etcd://u:a/hush?b@a:1/x",
         "etcd://a:1/x?password=hush&x=1",
+        "etcd:/u:hush@a:1/x",
+        "u:hush@a:1/x",
+        "//hush@a:1/x",
+        "etcd://u:hush\nhush@a:1/x",
     ],
 )
 def test_no_password_is_shown(url: str) -> None:
