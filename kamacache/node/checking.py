@@ -206,11 +206,12 @@ def _check_ports(settings: NodeSettings, found: Checked) -> None:
     ports = {"listen": settings.listen if settings.fronts else None}
     if settings.api_fd is None:
         ports["api"] = settings.api
-    for setting, address in ports.items():
-        if address is not None:
-            with _noting(found):
-                held, _ = hold_port(address, setting)
-                held.close()
+    with contextlib.ExitStack() as holding:  # all at once: they may be the same port
+        for setting, address in ports.items():
+            if address is not None:
+                with _noting(found):
+                    held, _ = hold_port(address, setting)
+                    holding.enter_context(held)
 
 
 def _check_peers(settings: NodeSettings, found: Checked) -> None:

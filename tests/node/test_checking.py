@@ -82,6 +82,14 @@ def test_a_port_that_is_taken_is_wrong(checked: Check) -> None:
     assert "cannot listen" in found.wrong[0]
 
 
+def test_one_port_cannot_be_for_grpc_and_http(checked: Check) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    found = checked(listen=address, api=address)
+    assert found.code == EXIT_CONFIG
+    assert "another --api" in found.wrong[0]
+
+
 def test_a_run_directory_that_cannot_be_made_is_wrong(checked: Check, short_dir: Path) -> None:
     (short_dir / "file").write_text("")
     found = checked(run_dir=str(short_dir / "file" / "run"))
