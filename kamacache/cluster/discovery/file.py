@@ -79,8 +79,9 @@ class FileDiscovery:
 def read_members(path: str) -> tuple[Member, ...]:
     """Return the members that a file names. Raises `SourceError`."""
     try:
-        with open(path, "rb") as file:
-            data = file.read(DISCOVERY_BYTES_MAX + 1)
+        # Without waiting: else a pipe in the file's place would hold the agent for ever.
+        with open(path, "rb", opener=_open_at_once) as file:
+            data = file.read(DISCOVERY_BYTES_MAX + 1) or b""  # None: a pipe with nothing in it
         if len(data) > DISCOVERY_BYTES_MAX:
             raise SourceError(f"{path} has more than {DISCOVERY_BYTES_MAX} bytes")
         found = _decoded(path, data)
@@ -95,6 +96,10 @@ def read_members(path: str) -> tuple[Member, ...]:
         return distinct(_member(path, entry) for entry in entries)
     except ConfigError as error:
         raise SourceError(f"{path}: {error}") from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def _decoded(path: str, data: bytes) -> Any:

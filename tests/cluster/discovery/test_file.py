@@ -91,6 +91,15 @@ def test_a_huge_file_and_a_folder_are_refused(
         read_members(str(tmp_path))
 
 
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "peers.toml"
+    os.mkfifo(path)
+    with pytest.raises(SourceError, match="names nobody"):
+        read_members(str(path))
+    with open(os.open(path, os.O_RDWR), "wb"), pytest.raises(SourceError, match="names nobody"):
+        read_members(str(path))
+
+
 async def test_changes_are_seen_in_place_and_by_rename(tmp_path: Path, follow: Follow) -> None:
     path = tmp_path / "peers.toml"
     put(path, f'members = ["{A}"]')
