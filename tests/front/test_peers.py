@@ -481,7 +481,7 @@ async def test_garbage_ends_its_stream_alone_with_a_line_in_the_log(
 async def test_half_frames_of_all_streams_together_are_bounded_and_let_go_of(
     front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kamacache.front.peers.PARTIAL_BYTES_MAX", 3_000)
+    monkeypatch.setattr("kamacache.front.peer_stream.PARTIAL_BYTES_MAX", 3_000)
     half = (2_000).to_bytes(4, "little") + bytes(1_800)
     async with linked(front) as link:
         async with raw(front) as first, raw(front) as second:
@@ -537,7 +537,7 @@ async def test_streams_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
 async def test_a_stream_is_not_read_on_while_too_much_is_under_way(
     front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kamacache.front.peers.PEER_REQUESTS_MAX", 3)
+    monkeypatch.setattr("kamacache.front.peer_stream.PEER_REQUESTS_MAX", 3)
     gate = asyncio.Event()
 
     async def wait(request: Request) -> Reply:
