@@ -108,6 +108,8 @@ class Peers:
         # Whose memory that is told to: a node of that name may run elsewhere, or begin anew.
         self._lives: Final = {} if farewell is None else dict(farewell.lives)
         self._left_ms: dict[str, int] = {} if farewell is None else dict(farewell.left_ms)
+        # Who said hello and is no member: it may come and go between two looks at the source.
+        self._strangers_ms: dict[str, int] = {}
         # Links to nodes that left. Should one come back with its memory, it must drop what was
         # written meanwhile: so these links still collect it.
         self._departed: dict[str, Link] = {}
@@ -214,7 +216,8 @@ class Peers:
             return TOLD_NOT_YET
         if self._since_ms[address] > since_ms:
             return TOLD_NEVER
-        others = [a for a in self._links if a and a not in members]
+        strangers = [a for a, seen_ms in self._strangers_ms.items() if seen_ms > since_ms]
+        others = [a for a in (*self._links, *strangers) if a and a not in members]
         if others or not link.up or link.life != life or link.pending_invalidations:
             return TOLD_NOT_YET
         return TOLD_WATCHED if self._began_ms <= since_ms else TOLD_ALL
@@ -266,6 +269,11 @@ class Peers:
             link.retry_now()
             # If it had lost us while we saw nothing of it, others stood in for this node.
             self._handoff_until_s = self._clock_s() + self._handoff_s
+        elif address != self.own:
+            self._strangers_ms.pop(address, None)
+            self._strangers_ms[address] = self._clock_ms()
+            for oldest in [*self._strangers_ms][:-NODES_LEFT_MAX]:
+                del self._strangers_ms[oldest]
 
     def route(self, key: bytes) -> Link | None:
         """Return the link to the key's owner, or to who stands in for it; None: this node."""

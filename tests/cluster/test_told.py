@@ -118,6 +118,15 @@ def test_a_node_that_came_and_went_meanwhile_can_be_asked_by_nobody(node: Node) 
     assert node.told(1_000) == TOLD_WATCHED  # that was before it left
 
 
+def test_a_node_that_said_hello_and_is_no_member_must_be_asked_too(node: Node) -> None:
+    node.peers.seen("d:1")  # which may write, and be gone before the source is read again
+    node.now_ms += 1_000
+    assert node.told(500) == TOLD_NOT_YET
+    assert node.told(500, (*ALL, "d:1")) == TOLD_WATCHED
+    node.now_ms += 5_000
+    assert node.told(500) == TOLD_WATCHED  # that was before it left
+
+
 def test_a_link_made_late_knows_as_far_back_as_writes_are_remembered(tmp_path: Path) -> None:
     node = Node(tmp_path / "owed.0")
     node.know("c:1")
