@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -147,6 +148,17 @@ def make_children(workers: int, fronts: int, *, agent: bool, http: bool) -> list
     """Return the places of a node's roles; worker i is the i-th."""
     counts: dict[Role, int] = {"worker": workers, "front": fronts, "agent": agent, "http": http}
     return [Child(role=role, index=i) for role, count in counts.items() for i in range(count)]
+
+
+def kill_all(children: Sequence[Child]) -> None:
+    """Leave no child, whatever happened; a killed process cannot refuse."""
+    for child in children:
+        child.send(signal.SIGKILL)
+    for child in children:
+        if child.pid:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(child.pid, 0)
+            child.pid = 0
 
 
 def may_start(child: Child, children: Sequence[Child], *, settled: bool = True) -> bool:

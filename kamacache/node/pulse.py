@@ -22,6 +22,31 @@ _PING: Final = frame(Ping(id=1, budget_ms=int(HUNG_WORKER_S * 1000)))
 _RECEIVE_BYTES: Final = 4096
 
 
+class Pulses:
+    """The pulses of the workers that are ready."""
+
+    def __init__(self) -> None:
+        self._of: dict[int, Pulse] = {}  # by the worker's index
+
+    def begin(self, index: int, path: str) -> None:
+        """Feel a worker's pulse from now on."""
+        self._of[index] = Pulse(path)
+
+    def hung(self, now_s: float) -> list[int]:
+        """Take answers, ask again, and return who has answered nothing for too long."""
+        return [index for index, pulse in self._of.items() if not pulse.beat(now_s)]
+
+    def end(self, index: int) -> None:
+        """Let go of a worker that is dead, or was not ready."""
+        if index in self._of:
+            self._of.pop(index).close()
+
+    def end_all(self) -> None:
+        """Let go of all: the node stops, or this is a child of the supervisor's."""
+        for index in [*self._of]:
+            self.end(index)
+
+
 class Pulse:
     """The supervisor's connection to one worker."""
 

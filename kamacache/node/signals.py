@@ -22,6 +22,7 @@ HANDLED: Final = (
 # A terminal sends these to the whole process group; the supervisor decides. A role that is ready
 # heeds SIGQUIT, by which the supervisor ends it at once.
 _IGNORED_IN_CHILDREN: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+SAME_SIGNAL_S: Final = 0.25
 _READ_BYTES: Final = 4096
 
 
@@ -67,6 +68,24 @@ class SignalQueue:
         signal.set_wakeup_fd(-1)
         self._read.close()
         self._write.close()
+
+
+class Repeats:
+    """Whether a signal is not the one before once more.
+
+    ``timeout`` sends its signal to us and to our process group; ``make`` passes on what the group
+    has got already.
+    """
+
+    def __init__(self) -> None:
+        self._last_s: dict[int, float] = {}
+
+    def is_new(self, number: int, now_s: float) -> bool:
+        """Tell whether a signal that came now means something of its own, and take note of it."""
+        if now_s - self._last_s.get(number, -SAME_SIGNAL_S) < SAME_SIGNAL_S:
+            return False
+        self._last_s[number] = now_s
+        return True
 
 
 def _enqueued(number: int, frame: object) -> None:

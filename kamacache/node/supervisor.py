@@ -17,7 +17,6 @@ Readers may hit until the last worker is gone: no write is acknowledged that the
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import selectors
@@ -40,17 +39,17 @@ from kamacache.limits import (
     SERVE_UNTIL_EVERY_S,
 )
 from kamacache.node.app import probe_app
-from kamacache.node.children import Child, make_children, may_start
+from kamacache.node.children import Child, kill_all, make_children, may_start
 from kamacache.node.estate import Estate, take_lock
 from kamacache.node.exits import NodeEndError, bad_config, flush_streams
 from kamacache.node.group_options import merge_groups
 from kamacache.node.logs import node_label, relabel_logs
 from kamacache.node.notify import Notifier
-from kamacache.node.pulse import Pulse
+from kamacache.node.pulse import Pulses
 from kamacache.node.reloading import Reloading
 from kamacache.node.roles import become, import_shared
 from kamacache.node.settings import NodeSettings
-from kamacache.node.signals import SignalQueue, signals_held
+from kamacache.node.signals import Repeats, SignalQueue, signals_held
 from kamacache.node.stopping import How, Stopping
 from kamacache.node.telling import Teller
 from kamacache.rundir import context
@@ -59,7 +58,6 @@ from kamacache.rundir.layout import RunDir
 from kamacache.rundir.roster import State
 
 FOLD_EVERY_S: Final = 10.0
-SAME_SIGNAL_S: Final = 0.25
 _SIGNALS_TO_END: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 log = structlog.get_logger("kamacache.node")
@@ -94,13 +92,13 @@ class Supervisor:
         self._children: list[Child] = []
         self._end_reason: NodeEndError | None = None
         self._stopping: Stopping | None = None
-        self._signalled_s: dict[int, float] = {}  # when each signal to end came last
+        self._repeats = Repeats()
         self._told_ready = False
         self._started_s = time.monotonic()
         self._notifier = Notifier.from_environment(embedded=program_pidfd is not None)
         self._teller = Teller(self._notifier, socket_gid=settings.socket_gid)
         self._reloading = Reloading(settings, reread, self._teller, self._notifier)
-        self._pulses: dict[int, Pulse] = {}  # of the workers that are ready, by index
+        self._pulses = Pulses()
         self._next_extend_s = self._next_fold_s = self._next_pulse_s = 0.0
 
     @property
@@ -150,7 +148,7 @@ class Supervisor:
             self._serve()
         finally:
             why_lost = self._why_lost()
-            self._kill_all()
+            kill_all(self._children)
             left_ms = self._stopping.began_ms if self._stopping else 0
             self._estate.remove(why_lost, left_ms)
         if self._end_reason is not None:
@@ -286,8 +284,7 @@ class Supervisor:
             if self._settings.api_fd is not None and child.role != "http":
                 inherited.append(self._settings.api_fd)
             self._estate.leave()
-            for pulse in self._pulses.values():
-                pulse.close()
+            self._pulses.end_all()
             become(
                 told,
                 close_fds=inherited,
@@ -312,7 +309,7 @@ class Supervisor:
 
     def _on_role_ready(self, child: Child) -> None:
         if child.role == "worker":
-            self._pulses[child.index] = Pulse(self._estate.description.socket_path(child.index))
+            self._pulses.begin(child.index, self._estate.description.socket_path(child.index))
         if child.restarts:
             log.info("role is back", child=child.name, child_pid=child.pid)
         if self._estate.unsettled and all(c.ready for c in self._children if c.role == "worker"):
@@ -322,11 +319,10 @@ class Supervisor:
             self._tell_ready()
 
     def _feel_pulses(self, now_s: float) -> None:
-        for index, pulse in self._pulses.items():
-            if not pulse.beat(now_s):
-                child = self._children[index]  # workers come first
-                log.error("worker answers no ping, killed", child=child.name, child_pid=child.pid)
-                child.send(signal.SIGKILL)
+        for index in self._pulses.hung(now_s):
+            child = self._children[index]  # workers come first
+            log.error("worker answers no ping, killed", child=child.name, child_pid=child.pid)
+            child.send(signal.SIGKILL)
 
     def _close_words(self, child: Child) -> None:
         if child.words_fd >= 0:
@@ -353,8 +349,8 @@ class Supervisor:
 
     def _note_death(self, child: Child, exit_code: int) -> None:
         was_ready, pid = child.ready, child.pid
-        if child.role == "worker" and child.index in self._pulses:
-            self._pulses.pop(child.index).close()
+        if child.role == "worker":
+            self._pulses.end(child.index)
         child.died(exit_code, time.monotonic())
         if self._stopping:
             if exit_code not in (EXIT_OK, -signal.SIGTERM, -signal.SIGKILL):
@@ -402,24 +398,12 @@ class Supervisor:
         for number in self._signals.take():
             if number == signal.SIGHUP:
                 self._reloading.ask()
-            elif number in _SIGNALS_TO_END and self._is_new(number):
+            elif number in _SIGNALS_TO_END and self._repeats.is_new(number, time.monotonic()):
                 if self._stopping and (number == signal.SIGTERM or self._stopping.how != "drain"):
                     self._stopping.kill(time.monotonic())  # told twice
                 else:
                     self._stop("drain" if number == signal.SIGTERM else "at once")
         self._reap()
-
-    def _is_new(self, number: int) -> bool:
-        """Tell whether a signal is not the one before once more.
-
-        ``timeout`` sends its signal to us and to our process group; ``make`` passes on what the
-        group has got already.
-        """
-        now_s = time.monotonic()
-        if now_s - self._signalled_s.get(number, -SAME_SIGNAL_S) < SAME_SIGNAL_S:
-            return False
-        self._signalled_s[number] = now_s
-        return True
 
     def _on_program_dead(self) -> None:
         assert self._program_pidfd is not None
@@ -430,20 +414,8 @@ class Supervisor:
     def _stop(self, how: How) -> None:
         now_s = time.monotonic()
         self._estate.unpublish()  # nobody attaches to a node that goes
-        for pulse in self._pulses.values():
-            pulse.close()
-        self._pulses.clear()
+        self._pulses.end_all()
         if self._stopping is None:
             self._stopping = Stopping(self._children, how, now_s)
         else:
             self._stopping.hasten(now_s)
-
-    def _kill_all(self) -> None:
-        """Leave no child, whatever happened; a killed process cannot refuse."""
-        for child in self._children:
-            child.send(signal.SIGKILL)
-        for child in self._children:
-            if child.pid:
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(child.pid, 0)
-                child.pid = 0

@@ -17,7 +17,7 @@ import pytest
 from kamacache.limits import DRAIN_TIMEOUT_S, SERVE_UNTIL_AHEAD_MS
 from kamacache.local.attach import Attachment
 from kamacache.local.attached import AttachedEngine
-from kamacache.node.supervisor import SAME_SIGNAL_S
+from kamacache.node.signals import SAME_SIGNAL_S
 from kamacache.rundir.control import ControlReader
 from kamacache.rundir.description import read_description
 from kamacache.rundir.roster import read_roster

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kamacache.limits import HUNG_WORKER_S
-from kamacache.node.pulse import Pulse
+from kamacache.node.pulse import Pulse, Pulses
 from kamacache.wire.frames import HEADER_BYTES, body_length, frame
 from kamacache.wire.messages import Done, Ping, decode_request
 
@@ -65,3 +65,17 @@ def test_worker_that_accepts_no_connection_is_hung_after_the_bound(short_dir: Pa
     pulse = Pulse(str(short_dir / "nothing.sock"))
     assert pulse.beat(0.0)
     assert not pulse.beat(HUNG_WORKER_S)
+
+
+def test_pulses_tell_who_is_hung_and_forget_who_is_gone(listener: socket.socket) -> None:
+    pulses = Pulses()
+    pulses.begin(3, listener.getsockname())
+    assert pulses.hung(0.0) == []
+    assert pulses.hung(HUNG_WORKER_S + 1) == [3]
+    pulses.end(3)
+    pulses.end(3)  # it died twice before it was ready
+    assert pulses.hung(HUNG_WORKER_S + 2) == []
+    pulses.begin(3, listener.getsockname())
+    assert pulses.hung(HUNG_WORKER_S + 2) == []
+    pulses.end_all()
+    assert pulses.hung(3 * HUNG_WORKER_S) == []
