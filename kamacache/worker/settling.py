@@ -79,7 +79,7 @@ class Settling:
         # In place: connections hold the table itself.
         handlers.table.update({kind: _refuse for kind in handlers.table if kind not in ANSWERED})
         self.served = False
-        self._said: dict[str, int] = {}  # by node: what it answered last
+        self._said: dict[str, tuple[int, float]] = {}  # by node: its last answer, and when
         self._asking: set[str] = set()
         self._members: frozenset[str] = frozenset()  # that were asked
 
@@ -128,17 +128,29 @@ class Settling:
         if members != self._members:  # each is told of all the others that are asked
             self._members = members
             self._said.clear()
+        said = {address: self._latest(address) for address in links}
         for address, link in links.items():
-            said = self._said.get(address, TOLD_NOT_YET)
-            if said == TOLD_NEVER:
+            if said[address] == TOLD_NEVER:
                 return f"{address} does not know all that it wrote meanwhile", True
-            if said == TOLD_NOT_YET and link.up and address not in self._asking:
+            if said[address] == TOLD_NOT_YET and link.up and address not in self._asking:
                 self._ask(link)
-        if waiting := sorted(a for a in links if self._said.get(a, 0) < TOLD_ALL):
+        if waiting := sorted(address for address in links if said[address] < TOLD_ALL):
             return f"{waiting[0]} has not told all that it wrote meanwhile", False
-        if self._unsettled.discovers and TOLD_WATCHED not in self._said.values():
+        if self._unsettled.discovers and TOLD_WATCHED not in said.values():
             return "no node has seen all that came and went meanwhile", bool(links)
         return "", True
+
+    def _latest(self, address: str) -> int:
+        """Return what a node answered of late.
+
+        1. One node has told all; another needs seconds.
+        2. The first is cut off meanwhile, and takes writes of keys of this node's.
+
+        So an answer counts for a moment, and then that node is asked again.
+        """
+        answer, at_s = self._said.get(address, (TOLD_NOT_YET, 0.0))
+        fresh = answer == TOLD_NEVER or time.monotonic() - at_s < WARM_ASKED_S
+        return answer if fresh else TOLD_NOT_YET
 
     def _ask(self, link: Link) -> None:
         away_ms = boottime_ms() - self._unsettled.left_ms
@@ -156,7 +168,7 @@ class Settling:
     def _answered(self, address: str, members: frozenset[str], outcome: Any) -> None:
         self._asking.discard(address)
         if type(outcome) is Done and members == self._members:
-            self._said[address] = outcome.count
+            self._said[address] = outcome.count, time.monotonic()
 
     def _not_reached(self) -> str:
         away = (link.address for link in self._peers.links if not link.up)
