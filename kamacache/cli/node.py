@@ -171,8 +171,8 @@ once.
 @click.option(
     "--check-config",
     is_flag=True,
-    help="Say what the node would be and whether it could start, and end. Exit codes as a start "
-    "has them.",
+    help="Say what the node would be and whether it could start, and end. Exit codes: 0 it could, "
+    "4 the app cannot be loaded, 78 anything else.",
 )
 @click.version_option(kamacache.__version__, prog_name="kamacache-node")
 def command(config: str | None, check_config: bool, **flags: Any) -> None:

@@ -37,7 +37,7 @@ from kamacache.node.estate import Estate
 from kamacache.node.exposure import check_own
 from kamacache.node.notify import Notifier
 from kamacache.node.place import Place
-from kamacache.node.settings import NodeSettings
+from kamacache.node.settings import LOG_LEVELS, NodeSettings
 from kamacache.node.stopping import LEAVE_TIMEOUT_S
 from kamacache.node.telling import Teller
 from kamacache.rundir.context import WORD_RELOAD
@@ -251,7 +251,9 @@ class Reloading:
             return False
         self.settings, self.live = settings, live
         self._marks = marks(settings.security)
-        apply_log_level(live)
+        quieter = LOG_LEVELS.index(live.log_level) > LOG_LEVELS.index(before.log_level)
+        if not quieter:  # else the lines on this reload would be the first that it hides
+            apply_log_level(live)
         self._teller.reloads += 1
         self._teller.trouble = ""
         for child in children:
@@ -267,6 +269,8 @@ class Reloading:
         for caution in settings.cautions:
             if caution not in before.cautions:
                 log.warning("the node is less safe than it could be", detail=caution)
+        if quieter:
+            apply_log_level(live)
         return True
 
     def _refuse(self, reason: str) -> None:

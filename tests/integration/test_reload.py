@@ -171,6 +171,10 @@ def test_the_log_level_changes_in_every_role(reloaded: Reloaded) -> None:
     reloaded.hang_up(log_level="info")
     reloaded.hang_up()
     assert {line["number"] for line in reloaded.events(taken)} == {number}
+    told = len(reloaded.events("reloaded"))
+    reloaded.hang_up(log_level="error")  # the line that says so is not hidden by it
+    reloaded.until(lambda: len(reloaded.events("reloaded")) == told + 1)
+    reloaded.hang_up(log_level="info")
 
 
 def test_every_line_is_json_and_says_whose_it_is(reloaded: Reloaded) -> None:
