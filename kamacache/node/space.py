@@ -55,6 +55,8 @@ def check_space(shm_root: Path, required_bytes: int, *, proc: Path = Path("/proc
 
 def mib(count: int) -> str:
     """Return bytes as text for people."""
+    if count < 1 << 20:
+        return f"{count / 1024:.1f} KiB"
     return f"{count / (1 << 20):.1f} MiB" if count < 1 << 30 else f"{count / (1 << 30):.2f} GiB"
 
 

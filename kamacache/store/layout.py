@@ -197,8 +197,9 @@ def geometry(cache_bytes: int, item_bytes_mean: int) -> Geometry:
         )
     if cache_bytes > SHARD_BYTES_MAX:
         raise ConfigError(
-            f"cache_bytes gives a shard {cache_bytes} bytes, and one holds at most "
-            f"{SHARD_BYTES_MAX}: use more workers",
+            f"cache_bytes gives each shard {cache_bytes >> 30} GiB, and one holds at most "
+            f"{SHARD_BYTES_MAX >> 30}: use more workers, "
+            f"{cache_bytes // SHARD_BYTES_MAX + 1} times as many, or a smaller group",
             setting="cache_bytes",
             value=str(cache_bytes),
         )

@@ -144,3 +144,5 @@ def test_every_alert_has_a_unit_test() -> None:
     alerts = re.findall(r"- alert: (\w+)", (PROMETHEUS / "alerts.yml").read_text())
     assert len(alerts) > 15
     assert [name for name in alerts if name not in tests] == []
+    page = (PROMETHEUS.parents[2] / "docs/operations.md").read_text()
+    assert [name for name in alerts if f"`{name}`" not in page] == []  # says what to do

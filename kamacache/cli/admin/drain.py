@@ -156,7 +156,7 @@ def _progress(about: NodeDescription) -> str:
     try:
         roster: Roster = read_roster(about.sockets_dir)
     except NodeUnavailableError:
-        return "draining: files are being removed"
+        return "draining: the processes have ended"
     living: dict[str, int] = {}
     for role in roster.roles:
         if role.pid:

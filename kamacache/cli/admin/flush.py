@@ -78,5 +78,5 @@ def command(
 
 def _confirm(question: str) -> None:
     if not sys.stdin.isatty():
-        raise click.UsageError(f"{question} Say so with --yes: nobody can be asked here")
+        raise click.UsageError(f"{question} Standard input is no terminal to answer on: say --yes")
     click.confirm(question, abort=True, err=True)
