@@ -15,7 +15,7 @@ from kamacache.limits import PEER_SILENCE_S
 from tests.cluster_app import SHORT_MIRROR_TTL_S
 from tests.cluster_driver import Driver, Found, Work
 from tests.cluster_nodes import Cluster, ClusterNode, MakeCluster
-from tests.history import Journal, Rules, assert_legal, now, worst_lag_s
+from tests.history import Cut, Journal, Rules, assert_legal, now, worst_lag_s
 
 pytestmark = pytest.mark.integration
 
@@ -72,12 +72,15 @@ def test_kill_of_a_node_under_load_gives_no_wrong_value_and_no_pile_of_errors(
         found = {driver: driver.finish(journal) for driver in drivers}
     assert agreed_s - killed_s < PEER_SILENCE_S + BUSY_S
     for driver, one in found.items():
-        assert one.operations > 200
+        assert one.operations > 100
         if not driver.name.startswith(f"node{victim.number}-"):
             judge_errors(driver, one)
     # Who is attached to the dead node may read its memory for 2 s more, as if it were cut off.
     reads = [r for r in journal.reads if r.node != victim.address or r.end < killed_s]
-    assert_legal(journal.writes, reads, Rules(other_node_s=LAG_S, unsure_s=TIMEOUT_S))
+    # What it acknowledged in its last moments it had not told all others: who stands in for it may
+    # have a mirror of before, which the writer's own node is given, too.
+    cuts = (Cut(killed_s - BUSY_S, agreed_s, SHORT_MIRROR_TTL_S + BUSY_S, own_too=True),)
+    assert_legal(journal.writes, reads, Rules(other_node_s=LAG_S, unsure_s=TIMEOUT_S, cuts=cuts))
     lag_s = worst_lag_s(journal.writes, reads)
     errors = sum(
         len(found[d].errors) for d in found if not d.name.startswith(f"node{victim.number}-")

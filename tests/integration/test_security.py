@@ -37,6 +37,8 @@ from tests.scraping import fresh
 
 pytestmark = pytest.mark.integration
 
+WaitUntil = Callable[..., None]
+
 WAIT_S = 20.0
 READ, ALL, GONE = (f"{name}-Secret-of-a-client-4711" for name in ("read", "all", "gone"))
 PEERS, NEXT, WRONG = (f"{name}-Secret-of-the-nodes-0815" for name in ("old", "next", "wrong"))
@@ -147,7 +149,14 @@ def ask(node: ClusterNode, secret: str | None, channel: grpc.Channel | None = No
             opened.close()
 
 
-def test_a_client_with_a_token_does_what_it_may_on_either_node(secured: Secured) -> None:
+def denied(node: ClusterNode, method: str, code: str) -> float:
+    """Return how many calls ended with a status, as the metrics tell it."""
+    return fresh(node.run_dir).of("kamacache_grpc_requests_total", method=method, code=code)
+
+
+def test_a_client_with_a_token_does_what_it_may_on_either_node(
+    secured: Secured, wait_until: WaitUntil
+) -> None:
     for node in secured.cluster.nodes:
         with kamacache.Client([node.address], token=ALL) as client:
             scores = client.group("scores")
@@ -160,9 +169,9 @@ def test_a_client_with_a_token_does_what_it_may_on_either_node(secured: Secured)
             assert caught.value.token == "reader"
         for secret in (None, GUESS):
             assert ask(node, secret) is grpc.StatusCode.UNAUTHENTICATED
-        told, calls = fresh(node.run_dir), "kamacache_grpc_requests_total"
-        assert told.of(calls, method="Set", code="PERMISSION_DENIED") == 1
-        assert told.of(calls, method="Get", code="UNAUTHENTICATED") >= 2
+        # A call is counted when its answer is on its way.
+        wait_until(lambda node=node: denied(node, "Set", "PERMISSION_DENIED") == 1)
+        wait_until(lambda node=node: denied(node, "Get", "UNAUTHENTICATED") >= 2)
 
 
 def test_http_wants_a_token_and_the_probes_do_not(secured: Secured, node: ClusterNode) -> None:
