@@ -8,12 +8,12 @@ so the successor of a worker that was killed finds none. What a worker still had
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 
 import msgspec
 
 from kamacache.limits import FAREWELL_BYTES_MAX
+from kamacache.rundir.files import write_whole
 
 
 class Farewell(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,11 +32,7 @@ def farewell_path(shm_dir: str, worker: int) -> Path:
 
 def say_farewell(path: Path, farewell: Farewell) -> None:
     """Write it; raises OSError."""
-    fresh = path.with_name(f"{path.name}.new")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(msgspec.msgpack.encode(farewell))
-    fresh.replace(path)
+    write_whole(path, msgspec.msgpack.encode(farewell))
 
 
 def take_farewell(path: Path) -> Farewell | None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import os
 import re
 from collections.abc import Iterable
 from typing import Final
@@ -25,6 +24,7 @@ from kamacache.errors import ConfigError, NodeUnavailableError
 from kamacache.limits import MEMBERS_MAX, WEIGHT_MAX
 from kamacache.rundir.control import MEMBERSHIP, ControlReader
 from kamacache.rundir.description import NodeDescription
+from kamacache.rundir.files import write_whole
 
 _FILE: Final = "membership"
 _HOST_NAME: Final = re.compile(r"[a-z0-9_]([a-z0-9._-]{0,252}[a-z0-9_])?\.?", re.ASCII)
@@ -148,12 +148,7 @@ def membership_path(about: NodeDescription) -> str:
 
 def write_membership(about: NodeDescription, membership: Membership, words: memoryview) -> None:
     """Publish a membership; ``words`` are the control file's, writable. Raises OSError."""
-    path = membership_path(about)
-    temporary = f"{path}.new"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(msgspec.json.encode(membership))
-    os.replace(temporary, path)
+    write_whole(membership_path(about), msgspec.json.encode(membership))
     words[MEMBERSHIP] = membership.number  # after the file: who sees the number finds it
 
 

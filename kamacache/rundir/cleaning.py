@@ -19,6 +19,7 @@ from typing import Final
 from kamacache.errors import NodeUnavailableError
 from kamacache.rundir.control import end_serving
 from kamacache.rundir.description import read_description
+from kamacache.rundir.files import write_whole
 from kamacache.rundir.layout import EPOCH_NAME, RunDir, SupervisorLock
 
 PATH_BYTES_MAX: Final = 4_096
@@ -90,9 +91,7 @@ def note_kept(run_dir: RunDir, shm_dir: str | os.PathLike[str]) -> None:
     One with another shm root throws them away: while it runs they grow old, and a later node with
     the root of before would take them for the latest.
     """
-    fresh = run_dir.kept_path.with_name("kept.new")
-    fresh.write_bytes(os.fsencode(Path(shm_dir).parent))
-    fresh.replace(run_dir.kept_path)
+    write_whole(run_dir.kept_path, os.fsencode(Path(shm_dir).parent))
 
 
 def _kept_elsewhere(run_dir: RunDir, shm_root: str | os.PathLike[str]) -> set[Path]:

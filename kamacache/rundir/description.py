@@ -8,13 +8,13 @@ the processes it names do not.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from kamacache.config import GroupSpec
 from kamacache.errors import NodeUnavailableError
+from kamacache.rundir.files import write_whole
 from kamacache.rundir.layout import RunDir
 
 DESCRIPTION_FORMAT: Final = 1
@@ -105,15 +105,4 @@ def write_description(
 ) -> None:
     """Publish a description; raises OSError."""
     text = msgspec.json.format(msgspec.json.encode(description), indent=2)
-    temporary = Path(f"{run_dir.description_path}.{description.epoch}.tmp")
-    try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            if gid is not None:
-                os.fchown(fd, -1, gid)
-                os.fchmod(fd, 0o640)
-            file.write(text)
-        os.replace(temporary, run_dir.description_path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_whole(run_dir.description_path, text, gid=gid)

@@ -30,6 +30,7 @@ from kamacache.clock import boottime_ms
 from kamacache.config import GroupSpec
 from kamacache.limits import KEPT_NOTE_BYTES_MAX
 from kamacache.rundir.description import NodeDescription, read_boot_id
+from kamacache.rundir.files import write_whole
 from kamacache.rundir.layout import EPOCH_NAME
 
 KEPT_FORMAT: Final = 1
@@ -146,11 +147,7 @@ def keep_shards(about: NodeDescription, members: Sequence[tuple[str, int]], left
         for entry in entries:
             if entry.name not in files:
                 _remove(entry)
-    fresh = folder / f"{NOTE}.new"
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(msgspec.json.encode(kept))
-    fresh.replace(folder / NOTE)
+    write_whole(folder / NOTE, msgspec.json.encode(kept))
 
 
 def find_kept(base: Path) -> KeptFolder | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from kamacache.errors import NodeUnavailableError
+from kamacache.rundir.files import write_whole
 
 
 class SecurityFiles(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,12 +43,7 @@ def live_path(sockets_dir: str | os.PathLike[str]) -> Path:
 
 def write_live(sockets_dir: str | os.PathLike[str], live: LiveSettings) -> None:
     """Publish the settings; raises OSError. For the supervisor."""
-    path = live_path(sockets_dir)
-    fresh = path.with_suffix(".new")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(msgspec.json.encode(live))
-    fresh.replace(path)
+    write_whole(live_path(sockets_dir), msgspec.json.encode(live))
 
 
 def read_live(sockets_dir: str | os.PathLike[str]) -> LiveSettings:

@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from kamacache.errors import NodeUnavailableError
+from kamacache.rundir.files import write_whole
 
 State = Literal["starting", "ready", "stopping"]
 
@@ -49,15 +50,7 @@ def write_roster(
     sockets_dir: str | os.PathLike[str], roster: Roster, *, gid: int | None = None
 ) -> None:
     """Publish the roster; raises OSError. For the supervisor."""
-    path = roster_path(sockets_dir)
-    fresh = path.with_suffix(".new")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        if gid is not None:
-            os.fchown(fd, -1, gid)
-            os.fchmod(fd, 0o640)
-        file.write(msgspec.json.encode(roster))
-    fresh.replace(path)
+    write_whole(roster_path(sockets_dir), msgspec.json.encode(roster), gid=gid)
 
 
 def read_roster(sockets_dir: str | os.PathLike[str]) -> Roster:

@@ -10,13 +10,14 @@ import stat
 
 from kamacache.errors import ConfigError
 from kamacache.limits import SECURITY_FILE_BYTES_MAX
+from kamacache.rundir.files import open_at_once
 
 
 def read_bounded(setting: str, path: str, *, secret: bool = False) -> bytes:
     """Return a file's bytes; raises `ConfigError`. A secret one must be closed to other users."""
     try:
         # Without waiting: else a pipe in a file's place would hold the supervisor for ever.
-        with open(path, "rb", opener=_open_at_once) as file:
+        with open(path, "rb", opener=open_at_once) as file:
             about = os.fstat(file.fileno())
             if not stat.S_ISREG(about.st_mode):
                 raise ConfigError(f"{setting}: {path} is no file", setting=setting, value=path)
@@ -49,7 +50,3 @@ def read_bounded(setting: str, path: str, *, secret: bool = False) -> bytes:
             value=path,
         )
     return data
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)

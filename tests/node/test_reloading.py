@@ -194,7 +194,7 @@ def test_what_is_wrong_changes_nothing(make: Callable[..., Reloaded], error: Exc
 def test_what_cannot_be_published_changes_nothing(make: Callable[..., Reloaded]) -> None:
     one = make()
     one.settings = node(slow_load_ms=9)
-    one.folder.joinpath("live.new").mkdir()
+    one.folder.joinpath("live.json.new").mkdir()
     one.reloading.ask()
     one.tick(1.0)
     assert (one.counts, one.words) == ((0, 1), [])

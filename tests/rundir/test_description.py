@@ -51,7 +51,7 @@ def test_description_survives_the_round_trip(short_dir: Path) -> None:
     written = publish(run_dir, short_dir / "shm")
     assert read_description(short_dir / "run") == written
     assert written.group_index("b") == 1
-    assert [path.name for path in run_dir.path.iterdir() if path.name.endswith(".tmp")] == []
+    assert [path.name for path in run_dir.path.iterdir() if path.name.endswith(".new")] == []
 
 
 def test_no_node_and_unreadable_descriptions_are_unavailable(short_dir: Path) -> None:

@@ -32,6 +32,7 @@ from kamacache.limits import (
     DISCOVERY_FILE_EVERY_S,
     DISCOVERY_FILE_SETTLE_S,
 )
+from kamacache.rundir.files import open_at_once
 
 # What of a file changes when it does: times, device and inode, size.
 _Mark = tuple[int, int, int, int, int]
@@ -80,7 +81,7 @@ def read_members(path: str) -> tuple[Member, ...]:
     """Return the members that a file names. Raises `SourceError`."""
     try:
         # Without waiting: else a pipe in the file's place would hold the agent for ever.
-        with open(path, "rb", opener=_open_at_once) as file:
+        with open(path, "rb", opener=open_at_once) as file:
             data = file.read(DISCOVERY_BYTES_MAX + 1) or b""  # None: a pipe with nothing in it
         if len(data) > DISCOVERY_BYTES_MAX:
             raise SourceError(f"{path} has more than {DISCOVERY_BYTES_MAX} bytes")
@@ -96,10 +97,6 @@ def read_members(path: str) -> tuple[Member, ...]:
         return distinct(_member(path, entry) for entry in entries)
     except ConfigError as error:
         raise SourceError(f"{path}: {error}") from error
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def _decoded(path: str, data: bytes) -> Any:
