@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -38,14 +37,13 @@ from kamacache.errors import ConfigError
 from kamacache.limits import PEER_SECRET_LINES_MAX, SECRET_CHARS_MIN
 from kamacache.rundir.live import SecurityFiles
 from kamacache.security.files import read_bounded
+from kamacache.security.proven import LastProven
 
 NONCE_BYTES: Final = 32
 ASKS: Final = b"kamacache peer link 1, who asks"
 ANSWERS: Final = b"kamacache peer link 1, who answers"
 RENEWS: Final = b"kamacache peer link 1, who asks, again"
 RENEWED: Final = b"kamacache peer link 1, who answers, again"
-
-log = logging.getLogger("kamacache.security")
 
 
 class PeerSecrets:
@@ -135,30 +133,22 @@ def nonce() -> bytes:
     return os.urandom(NONCE_BYTES)
 
 
-_proven: tuple[str, PeerSecrets] | None = None  # last, in this process or before its fork
+_proven: Final = LastProven(
+    "the peers' secret cannot be used; that of the last check stays in force",
+    lambda files: files.peer_secret,
+    lambda files: PeerSecrets.load(str(files.peer_secret)),
+)
 
 
 def check(files: SecurityFiles) -> None:
     """Raise `ConfigError` unless the file of the peers' secret can be used."""
-    global _proven
     if files.peer_secret:
-        _proven = files.peer_secret, PeerSecrets.load(files.peer_secret)
+        _proven.check(files)
 
 
 def load(files: SecurityFiles) -> PeerSecrets | None:
-    """Return the secrets, None where the nodes do without. For the roles; as `tokens.load`."""
-    if not files.peer_secret:
-        return None
-    try:
-        return PeerSecrets.load(files.peer_secret)
-    except ConfigError as error:
-        if _proven is None or _proven[0] != files.peer_secret:
-            raise
-        log.error(
-            "the peers' secret cannot be used; that of the last check stays in force",
-            extra={"reason": str(error)},
-        )
-        return _proven[1]
+    """Return the secrets, None where the nodes do without. For the roles; see `LastProven.load`."""
+    return _proven.load(files) if files.peer_secret else None
 
 
 def _bad(path: str, what: str) -> ConfigError:

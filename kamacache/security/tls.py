@@ -15,7 +15,6 @@ reload has refused, does not keep a role from coming back.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import ssl
 import time
@@ -27,8 +26,7 @@ from kamacache.errors import ConfigError
 from kamacache.limits import TLS_EXPIRY_WARNING_DAYS
 from kamacache.rundir.live import SecurityFiles
 from kamacache.security.files import read_bounded
-
-log = logging.getLogger("kamacache.security")
+from kamacache.security.proven import LastProven
 
 _DAY_S: Final = 86_400
 _EXPIRED: Final = 10  # X509_V_ERR_... of OpenSSL, as the next ones
@@ -50,13 +48,9 @@ class Material:
     expires_unix_s: int = 0  # notAfter of the node's own; 0: it was not looked at
 
 
-_proven: tuple[SecurityFiles, Material] | None = None  # last, in this process or before its fork
-
-
 def check(files: SecurityFiles) -> None:
     """Raise `ConfigError` unless a node can serve and dial with these files."""
-    global _proven
-    _proven = files, proven(files)
+    _proven.check(files)
 
 
 def proven(files: SecurityFiles) -> Material:
@@ -66,23 +60,8 @@ def proven(files: SecurityFiles) -> Material:
 
 
 def load(files: SecurityFiles) -> Material | None:
-    """Return what the files hold, None where the node has no certificate. For the roles.
-
-    Where the files are bad now, and the same ones were good at the last check before this process
-    was forked, it is what they held then, and the log says so. Else raises `ConfigError`.
-    """
-    if not files.tls_cert:
-        return None
-    try:
-        return proven(files)
-    except ConfigError as error:
-        if _proven is None or _paths(_proven[0]) != _paths(files):
-            raise
-        log.error(
-            "a certificate cannot be used; what it was at the last check stays in force",
-            extra={"reason": str(error)},
-        )
-        return _proven[1]
+    """Return what the files hold, None for a node without a certificate. See `LastProven.load`."""
+    return _proven.load(files) if files.tls_cert else None
 
 
 def cautions(files: SecurityFiles) -> list[str]:
@@ -159,6 +138,11 @@ def server_context(material: Material) -> ssl.SSLContext:
 
 def _paths(files: SecurityFiles) -> tuple[str | None, ...]:
     return files.tls_cert, files.tls_key, files.tls_ca, files.tls_client_ca
+
+
+_proven: Final = LastProven(
+    "a certificate cannot be used; what it was at the last check stays in force", _paths, proven
+)
 
 
 def _read(files: SecurityFiles) -> Material:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import logging
 import re
 import tomllib
 from collections.abc import Iterable
@@ -34,13 +33,12 @@ from kamacache.limits import (
 )
 from kamacache.rundir.live import SecurityFiles
 from kamacache.security.files import read_bounded
+from kamacache.security.proven import LastProven
 
 ALL: Final = "*"
 _FIELDS: Final = ("name", "sha256", "secret", "read", "write", "stats")
 _NAME: Final = re.compile(rf"[A-Za-z0-9_.@-]{{1,{TOKEN_NAME_CHARS_MAX}}}")
 _SHA256: Final = re.compile(r"[0-9A-Fa-f]{64}")
-
-log = logging.getLogger("kamacache.security")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,34 +107,22 @@ class Tokens:
         return f"<Tokens {', '.join(token.name for token in self._tokens)}>"
 
 
-_proven: tuple[str, Tokens] | None = None  # last, in this process or before its fork
+_proven: Final = LastProven(
+    "the tokens cannot be used; those of the last check stay in force",
+    lambda files: files.tokens,
+    lambda files: Tokens.load(str(files.tokens)),
+)
 
 
 def check(files: SecurityFiles) -> None:
     """Raise `ConfigError` unless the file of tokens can be used."""
-    global _proven
     if files.tokens:
-        _proven = files.tokens, Tokens.load(files.tokens)
+        _proven.check(files)
 
 
 def load(files: SecurityFiles) -> Tokens | None:
-    """Return the tokens, None where none are wanted. For the roles.
-
-    Where the file is bad now, and was good when it was checked before this process was forked, the
-    tokens are those of then, and the log says so. Else raises `ConfigError`.
-    """
-    if not files.tokens:
-        return None
-    try:
-        return Tokens.load(files.tokens)
-    except ConfigError as error:
-        if _proven is None or _proven[0] != files.tokens:
-            raise
-        log.error(
-            "the tokens cannot be used; those of the last check stay in force",
-            extra={"reason": str(error)},
-        )
-        return _proven[1]
+    """Return the tokens, None where none are wanted. For the roles; see `LastProven.load`."""
+    return _proven.load(files) if files.tokens else None
 
 
 def _token(path: str, number: int, table: Any) -> Token:

@@ -67,7 +67,7 @@ def test_a_file_that_all_may_read_is_refused(tmp_path: Path) -> None:
 def test_what_was_checked_last_outlives_a_file_that_was_spoiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(peer_secret, "_proven", None)
+    monkeypatch.setattr(peer_secret._proven, "_last", None)
     files = SecurityFiles(peer_secret=write(tmp_path / "secret", OLD))
     check_files(files)
     os.unlink(str(files.peer_secret))

@@ -166,7 +166,7 @@ def test_nothing_that_is_kept_tells_a_token(file_of: FileOf) -> None:
 def test_what_was_checked_last_outlives_a_file_that_was_spoiled(
     file_of: FileOf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tokens, "_proven", None)
+    monkeypatch.setattr(tokens._proven, "_last", None)
     files = SecurityFiles(tokens=str(file_of(one())))
     check_files(files)
     os.unlink(str(files.tokens))
